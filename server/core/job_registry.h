@@ -1,0 +1,120 @@
+// The server's jobs: the whole surface that the rpc layer calls.
+//
+// No gRPC, no messages: it runs under every sanitizer and in tests without a
+// network. A request that names a job, rank, unit, step or range is checked
+// here against the job's own layout; nothing that a client says is trusted.
+//
+// Keys (DESIGN, "The step"): a notice is (epoch, step, micro, unit, rank);
+// prepare and apply are (epoch, step). Each happens once; a repeat changes
+// nothing and gets the same answer.
+
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/job_spec.h"
+
+namespace stowage::core {
+
+// What a session hears without asking. Calls come from the job's own thread or
+// from another session's thread, never under a lock of core, and never after
+// Detach() has returned. Implementations must not block on the client for long.
+class SessionObserver {
+ public:
+  SessionObserver() = default;
+  SessionObserver(const SessionObserver&) = delete;
+  SessionObserver& operator=(const SessionObserver&) = delete;
+  virtual ~SessionObserver() = default;
+
+  virtual void OnInitialized() = 0;           // answer to FinishInitialization
+  virtual void OnVerdict(const Verdict& verdict) = 0;  // answer to Prepare
+  // The session is over: the job failed, a peer was lost (the status names
+  // rank and reason), or the server is stopping.
+  virtual void OnFailed(const absl::Status& status) = 0;
+};
+
+// A rank's place in a job. Thread safety: one thread at a time (the session's),
+// but Detach() may come from any thread.
+class JobSession {
+ public:
+  JobSession() = default;
+  JobSession(const JobSession&) = delete;
+  JobSession& operator=(const JobSession&) = delete;
+  // Detaches as lost if Detach() was not called.
+  virtual ~JobSession() = default;
+
+  virtual const AttachInfo& info() const = 0;
+  virtual const Layout& layout() const = 0;
+
+  // Errors of all: kInvalidArgument (numbers out of the layout), kAborted (a
+  // stale step or epoch), kFailedPrecondition (wrong phase), or the status the
+  // job failed with. An error here ends this session, not the job.
+  virtual absl::Status PutState(std::int32_t unit, std::int64_t begin_elems,
+                                std::span<const float> values) = 0;
+  virtual absl::Status FinishInitialization() = 0;
+  virtual absl::Status SetForwardOrder(std::span<const std::int32_t> units) = 0;
+  virtual absl::Status Notice(std::int64_t step, std::int32_t micro,
+                              std::int32_t unit, bool empty) = 0;
+  virtual absl::Status Prepare(std::int64_t step,
+                               std::vector<double> scalars) = 0;
+  virtual absl::Status Apply(const ApplyArgs& args) = 0;
+  // Waits until no apply is running. `out` is in the unit's flat buffer.
+  virtual absl::Status ReadState(std::int32_t unit, StateKind kind,
+                                 std::int64_t begin_elems,
+                                 std::span<float> out) = 0;
+
+  // `clean`: the rank said goodbye. Otherwise it is lost and the run's other
+  // sessions hear of it by OnFailed ("rank 1 (pid 4711) was lost: <reason>").
+  // The job ends when all ranks of the run have left cleanly with close_job.
+  virtual void Detach(bool clean, bool close_job, const std::string& reason) = 0;
+};
+
+struct RegistryOptions {
+  std::int64_t memory_limit_bytes = 0;  // pinned: private and tmpfs together
+  int threads = 0;                      // compute team; 0: all processors
+  std::string shm_dir;                  // 0700 folder for segments
+  std::string server_id;                // random; part of segment names
+  bool lock_memory = true;              // mlock where the limit allows
+  int jobs_max = 1024;
+  int kept_slots_max = 6;  // above it (ranks x micro steps) slots are a ring
+  std::string isa;         // empty: the best
+};
+
+class JobRegistry {
+ public:
+  // Removes segments of servers that are no longer there, then starts the
+  // compute team. Errors: kInvalidArgument, kPermissionDenied, naming the path.
+  static absl::StatusOr<std::unique_ptr<JobRegistry>> Create(
+      const RegistryOptions& options);
+
+  JobRegistry() = default;
+  JobRegistry(const JobRegistry&) = delete;
+  JobRegistry& operator=(const JobRegistry&) = delete;
+  virtual ~JobRegistry() = default;
+
+  // Opens or finds the job, starts a new epoch if `run` is a new run and no
+  // session is live, and attaches `local_rank`. `client` names the process in
+  // logs and in messages to its peers ("pid 4711").
+  // Errors: as client::OffloadClient::Attach.
+  // Blocks: while an apply of the previous run finishes; for the allocation.
+  virtual absl::StatusOr<std::unique_ptr<JobSession>> Attach(
+      const JobSpec& job, const RunSpec& run, std::int32_t local_rank,
+      const std::string& client, SessionObserver* observer) = 0;
+
+  virtual std::vector<JobInfo> List() const = 0;
+  virtual absl::Status Drop(const std::string& name) = 0;
+  virtual ServerInfo Info() const = 0;
+
+  // Refuses new work, fails live sessions with kUnavailable "server is
+  // stopping", finishes running applies, removes segments. Idempotent.
+  virtual void Stop() = 0;
+};
+
+}  // namespace stowage::core

@@ -1,0 +1,124 @@
+// What every store of a job's masters and moments can do: the seam between the
+// optimizer step and the tiers (pinned host memory, later NVMe).
+//
+// server/core calls it; which tier it is decides nothing about the bits. A step
+// is one *pass*: the core announces the order in which it will update the job's
+// chunks, then works through *windows*, each a consecutive part of that order
+// whose state is resident:
+//
+//   BeginUpdate(order)
+//   while (window = AcquireNext(); !window.empty()):
+//     for each position in window (many threads): kernel on View(position),
+//                                                 then ChunkUpdated(position)
+//     Release(window)
+//   Commit(record)            // or Abandon()
+//
+// A host store returns one window, the whole order, so the pass costs nothing.
+// A store on disk returns about a sub-group at a time: it reads ahead while the
+// caller computes and writes back after Release().
+//
+// The committed record (step, applied steps, client state) lives in the store,
+// because it must move together with the tensors.
+
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/job_spec.h"
+#include "common/layout.h"
+
+namespace stowage::storage {
+
+// What a commit makes true, all of it or nothing.
+struct CommitRecord {
+  std::int64_t step = 0;           // committed steps, skipped ones included
+  std::int64_t applied_steps = 0;  // Adam's t
+  std::string client_state;
+
+  friend bool operator==(const CommitRecord&, const CommitRecord&) = default;
+};
+
+// First elements of a chunk's fp32 arrays; each is 64-byte aligned and as long
+// as the chunk (Layout::Chunk::elems).
+struct StateView {
+  float* master = nullptr;
+  float* moment1 = nullptr;
+  float* moment2 = nullptr;
+};
+
+// Positions [begin, end) of the announced order.
+struct UpdateWindow {
+  std::int64_t begin = 0;
+  std::int64_t end = 0;
+  bool empty() const { return begin >= end; }
+};
+
+// Ownership: of the state's memory or files; views are valid from the
+//   AcquireNext() that covers them to the Release() of that window.
+// Thread safety: externally synchronized, except that View() and ChunkUpdated()
+//   may be called from many threads for different positions of an acquired
+//   window.
+// Errors: an I/O error is typed and final for the pass (kDataLoss for torn or
+//   missing data, kResourceExhausted for space); the caller then Abandon()s.
+class StateStore {
+ public:
+  StateStore() = default;
+  StateStore(const StateStore&) = delete;
+  StateStore& operator=(const StateStore&) = delete;
+  virtual ~StateStore() = default;
+
+  // Bytes of memory that the store keeps pinned, as counted in the budget.
+  virtual std::int64_t pinned_bytes() const = 0;
+
+  // Sets masters [begin, begin + values.size()) of the unit's trainable prefix;
+  // their moments become zero. Only before the first Commit().
+  // Errors: kInvalidArgument for a range outside the prefix;
+  //   kFailedPrecondition after a commit or inside a pass.
+  virtual absl::Status Put(std::int32_t unit_index, std::int64_t begin_elems,
+                           std::span<const float> values) = 0;
+
+  // Copies out what was committed (or put). `kind` is not kParam.
+  // Errors: as Put(); kFailedPrecondition inside a pass.
+  virtual absl::Status Read(std::int32_t unit_index, StateKind kind,
+                            std::int64_t begin_elems,
+                            std::span<float> out) = 0;
+
+  // Starts a pass over `chunk_order`: indices into Layout::chunks(), each at
+  // most once. The span must stay valid until Commit() or Abandon().
+  virtual absl::Status BeginUpdate(
+      std::span<const std::int32_t> chunk_order) = 0;
+
+  // The next resident part of the order; empty when the pass is through.
+  // Windows may overlap in time up to what the store can keep resident; a store
+  // that has no room waits for a Release().
+  // Blocks: for I/O.
+  virtual absl::StatusOr<UpdateWindow> AcquireNext() = 0;
+
+  // Requires: `position` lies in a window acquired and not yet released.
+  virtual StateView View(std::int64_t position) = 0;
+
+  // Told by the thread that has just updated the chunk, while its bytes are in
+  // that core's cache: the place for checksums.
+  virtual void ChunkUpdated(std::int64_t /*position*/) {}
+
+  // Hands a window back, in the order of acquisition; all of it was updated.
+  virtual absl::Status Release(const UpdateWindow& window) = 0;
+
+  // Ends the pass (all windows released), or, without one, a skipped step: from
+  // here on the state is that of `record`.
+  // Blocks: as durable as the job asked for when it returns.
+  virtual absl::Status Commit(const CommitRecord& record) = 0;
+
+  // Ends the pass without a commit. Returns: OK if the state is again that of
+  // committed(); kDataLoss if the store updates in place and any window was
+  // acquired: then the state is of no step.
+  virtual absl::Status Abandon() = 0;
+
+  virtual const CommitRecord& committed() const = 0;
+};
+
+}  // namespace stowage::storage
