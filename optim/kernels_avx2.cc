@@ -1,0 +1,8 @@
+#include "optim/kernels_impl.h"
+#include "optim/simd_avx2.h"
+
+namespace stowage::optim::internal {
+
+constinit const RawKernels kAvx2RawKernels = MakeRawKernels<Avx2>();
+
+}  // namespace stowage::optim::internal
