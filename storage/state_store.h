@@ -84,8 +84,7 @@ class StateStore {
   // Copies out what was committed (or put). `kind` is not kParam.
   // Errors: as Put(); kFailedPrecondition inside a pass.
   virtual absl::Status Read(std::int32_t unit_index, StateKind kind,
-                            std::int64_t begin_elems,
-                            std::span<float> out) = 0;
+                            std::int64_t begin_elems, std::span<float> out) = 0;
 
   // Starts a pass over `chunk_order`: indices into Layout::chunks(), each at
   // most once. The span must stay valid until Commit() or Abandon().

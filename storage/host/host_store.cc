@@ -1,0 +1,160 @@
+#include "storage/host/host_store.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/status_macros.h"
+
+namespace stowage::storage {
+
+std::int64_t HostStore::PinnedBytes(const Layout& layout) {
+  return PinnedArena::MappedBytes(3 * layout.state_elems() *
+                                  static_cast<std::int64_t>(sizeof(float)));
+}
+
+absl::StatusOr<std::unique_ptr<HostStore>> HostStore::Create(
+    const Layout& layout, bool lock_memory, MemoryBudget* budget,
+    MemoryReservation reservation) {
+  STOWAGE_ASSIGN_OR_RETURN(
+      PinnedArena arena,
+      PinnedArena::Create(
+          3 * layout.state_elems() * static_cast<std::int64_t>(sizeof(float)),
+          lock_memory, budget, std::move(reservation)));
+  return absl::WrapUnique(new HostStore(layout, std::move(arena)));
+}
+
+HostStore::HostStore(const Layout& layout, PinnedArena arena)
+    : layout_(layout), arena_(std::move(arena)) {
+  master_ = reinterpret_cast<float*>(arena_.data());
+  moment1_ = master_ + layout.state_elems();
+  moment2_ = moment1_ + layout.state_elems();
+}
+
+absl::Status HostStore::CheckRange(std::int32_t unit_index,
+                                   std::int64_t begin_elems,
+                                   std::int64_t elems) const {
+  if (unit_index < 0 || unit_index >= layout_.unit_count()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("state: unit ", unit_index, " of ", layout_.unit_count()));
+  }
+  const Layout::Unit& unit =
+      layout_.units()[static_cast<std::size_t>(unit_index)];
+  if (begin_elems < 0 || begin_elems > unit.trainable_elems ||
+      elems > unit.trainable_elems - begin_elems) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("state of unit \"", unit.name, "\": elements [",
+                     begin_elems, ", +", elems, ") of ", unit.trainable_elems));
+  }
+  if (in_pass_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("state of unit \"", unit.name, "\": a step is running"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status HostStore::Put(std::int32_t unit_index, std::int64_t begin_elems,
+                            std::span<const float> values) {
+  STOWAGE_RETURN_IF_ERROR(CheckRange(unit_index, begin_elems,
+                                     static_cast<std::int64_t>(values.size())));
+  if (committed_.step > 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("state: initial values after step ", committed_.step));
+  }
+  const std::int64_t at =
+      layout_.units()[static_cast<std::size_t>(unit_index)].state_begin_elems +
+      begin_elems;
+  std::copy(values.begin(), values.end(), master_ + at);
+  std::fill_n(moment1_ + at, values.size(), 0.0F);
+  std::fill_n(moment2_ + at, values.size(), 0.0F);
+  return absl::OkStatus();
+}
+
+absl::Status HostStore::Read(std::int32_t unit_index, StateKind kind,
+                             std::int64_t begin_elems, std::span<float> out) {
+  STOWAGE_RETURN_IF_ERROR(CheckRange(unit_index, begin_elems,
+                                     static_cast<std::int64_t>(out.size())));
+  const float* from = nullptr;
+  switch (kind) {
+    case StateKind::kMaster:
+      from = master_;
+      break;
+    case StateKind::kMoment1:
+      from = moment1_;
+      break;
+    case StateKind::kMoment2:
+      from = moment2_;
+      break;
+    case StateKind::kParam:
+      break;
+  }
+  if (from == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "state: kind ", static_cast<int>(kind), " is not master or moment"));
+  }
+  from +=
+      layout_.units()[static_cast<std::size_t>(unit_index)].state_begin_elems +
+      begin_elems;
+  std::copy_n(from, out.size(), out.begin());
+  return absl::OkStatus();
+}
+
+absl::Status HostStore::BeginUpdate(std::span<const std::int32_t> chunk_order) {
+  if (in_pass_) {
+    return absl::FailedPreconditionError("state: a step is already running");
+  }
+  order_ = chunk_order;
+  in_pass_ = true;
+  acquired_ = false;
+  released_ = false;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<UpdateWindow> HostStore::AcquireNext() {
+  STOWAGE_CHECK(in_pass_);
+  if (acquired_) return UpdateWindow{};
+  acquired_ = true;
+  return UpdateWindow{0, static_cast<std::int64_t>(order_.size())};
+}
+
+StateView HostStore::View(std::int64_t position) {
+  const Layout::Chunk& chunk = layout_.chunks()[static_cast<std::size_t>(
+      order_[static_cast<std::size_t>(position)])];
+  const std::int64_t at =
+      layout_.units()[static_cast<std::size_t>(chunk.unit_index)]
+          .state_begin_elems +
+      chunk.begin_elems;
+  return {master_ + at, moment1_ + at, moment2_ + at};
+}
+
+absl::Status HostStore::Release(const UpdateWindow& window) {
+  STOWAGE_CHECK(acquired_ && !released_ && window.begin == 0 &&
+                window.end == static_cast<std::int64_t>(order_.size()));
+  released_ = true;
+  return absl::OkStatus();
+}
+
+absl::Status HostStore::Commit(const CommitRecord& record) {
+  STOWAGE_CHECK(!in_pass_ || order_.empty() || released_);
+  committed_ = record;
+  in_pass_ = false;
+  order_ = {};
+  return absl::OkStatus();
+}
+
+absl::Status HostStore::Abandon() {
+  const bool touched = in_pass_ && acquired_ && !order_.empty();
+  in_pass_ = false;
+  order_ = {};
+  if (touched) {
+    return absl::DataLossError(absl::StrCat(
+        "state: a step was broken off while updating in place; the state is "
+        "no longer that of step ",
+        committed_.step));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace stowage::storage
