@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""The GPT trained by DeepSpeed: ZeRO-3, optimizer and parameters on the CPU.
+
+The three sizes that a DeepSpeed file may leave "auto" have the values that the
+usual trainer fills in from the model's width.
+"""
+
+import json
+import os
+
+import ranks
+
+
+def deepspeed_config(args) -> dict:
+    width = args.width
+    return {
+        "train_micro_batch_size_per_gpu": args.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": args.precision == "bf16"},
+        "optimizer": {"type": "AdamW",
+                      "params": {"lr": args.lr, "betas": [0.9, 0.999], "eps": 1e-8,
+                                 "weight_decay": 0.01}},
+        "zero_optimization": {
+            "stage": 3,
+            "offload_optimizer": {"device": "cpu", "pin_memory": True},
+            "offload_param": {"device": "cpu", "pin_memory": True},
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "sub_group_size": 1e9,
+            "reduce_bucket_size": width * width,
+            "stage3_prefetch_bucket_size": int(0.9 * width * width),
+            "stage3_param_persistence_threshold": 10 * width,
+            "stage3_max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9,
+        },
+        "steps_per_print": 1000000,
+        "wall_clock_breakdown": False,
+    }
+
+
+def run_rank(args):
+    import deepspeed
+    import torch
+    import torch.distributed as dist
+
+    import gpt
+
+    torch.set_num_threads(1)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
+    deepspeed.init_distributed("gloo")
+    torch.manual_seed(args.seed)
+    shape = gpt.Shape(args.layers, args.width, args.heads, args.context)
+    config = deepspeed_config(args)
+    with deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
+        model = gpt.Gpt(shape)
+    count = gpt.parameter_count(model)
+    engine, _, _, _ = deepspeed.initialize(
+        model=model, model_parameters=model.parameters(), config=config)
+    data = gpt.Windows(args.data, args.context, args.seed)
+    clock = ranks.StepClock(args, ["forward", "backward", "optimizer"])
+
+    def step(index, mark):
+        tokens, targets = data.batch(
+            (index * args.ranks + dist.get_rank()) * args.micro_batch, args.micro_batch)
+        loss = engine(tokens, targets)
+        mark()
+        engine.backward(loss)
+        mark()
+        engine.step()
+        mark()
+        return loss.detach()
+
+    dist.barrier()
+    clock.run(step)
+    clock.report(peer="deepspeed", version=deepspeed.__version__, torch=torch.__version__,
+                 parameters=count,
+                 optimizer=type(engine.optimizer.optimizer).__name__)
+    dist.barrier()
+    os._exit(0)  # its threads do not always end by themselves
+
+
+if __name__ == "__main__":
+    arguments = ranks.arguments(__doc__)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if ranks.is_rank():
+        run_rank(arguments)
+    else:
+        print(json.dumps(ranks.launch(arguments)))
