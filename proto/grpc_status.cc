@@ -20,10 +20,14 @@ std::string CutMessage(absl::string_view message) {
 
 }  // namespace
 
+std::string WireMessage(const absl::Status& status) {
+  return CutMessage(status.message());
+}
+
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   return {static_cast<grpc::StatusCode>(status.code()),
-          CutMessage(status.message()), std::string(kStatusOrigin)};
+          WireMessage(status), std::string(kStatusOrigin)};
 }
 
 absl::Status FromGrpcStatus(const grpc::Status& status) {

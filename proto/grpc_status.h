@@ -23,8 +23,11 @@ inline constexpr std::string_view kStatusOrigin = "stowage.v1";
 // transport error.
 inline constexpr std::int64_t kStatusMessageBytesMax = 2048;
 
-// Returns: the same code and message (cut to kStatusMessageBytesMax).
+// Returns: the same code and message, cut.
 grpc::Status ToGrpcStatus(const absl::Status& status);
+
+// The status's message, cut to kStatusMessageBytesMax.
+std::string WireMessage(const absl::Status& status);
 
 // Returns: the same code and message; a code out of range becomes kUnknown.
 absl::Status FromGrpcStatus(const grpc::Status& status);

@@ -1,0 +1,165 @@
+#include "server/rpc/rpc_server.h"
+
+#include <grpc/support/log.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/errno_status.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "common/unique_fd.h"
+#include "proto/address.h"
+#include "proto/job_codec.h"
+#include "server/rpc/socket_folder.h"
+#include "server/rpc/stowage_service.h"
+
+namespace stowage::rpc {
+namespace {
+
+// Sessions hold a thread each; the rest is pollers and unary calls.
+constexpr int kSpareThreads = 32;
+constexpr int kHandshakeMs = 10000;
+// One stream's receive window: lets puts and reads of state run at copy speed
+// without the extra frames of gRPC's bandwidth probe, which cost latency.
+constexpr int kWindowBytes = 4 * 1024 * 1024;
+constexpr std::chrono::seconds kHangUpLimit{2};
+
+// gRPC's own lines, in our format; errors only (GRPC_VERBOSITY for more).
+void LogFromGrpc(gpr_log_func_args* args) {
+  log::Warning("grpc", {{"message", args->message}});
+}
+
+// What bind(2) says, which gRPC does not tell. IPv4 and IPv6 loopback.
+absl::Status ProbePort(const proto::Address& address) {
+  if (address.port == 0) return absl::OkStatus();
+  const bool six = address.host == "::1";
+  const UniqueFd fd(
+      ::socket(six ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!fd.valid()) return ErrnoStatus("socket");
+  const int on = 1;
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  sockaddr_in6 six_address{};
+  six_address.sin6_family = AF_INET6;
+  six_address.sin6_addr = in6addr_loopback;
+  six_address.sin6_port = htons(static_cast<std::uint16_t>(address.port));
+  sockaddr_in four_address{};
+  four_address.sin_family = AF_INET;
+  four_address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  four_address.sin_port = six_address.sin6_port;
+  const int bound =
+      six ? ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&six_address),
+                   sizeof(six_address))
+          : ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&four_address),
+                   sizeof(four_address));
+  if (bound != 0) {
+    return ErrnoStatus(absl::StrCat("listen on ", address.ToString()));
+  }
+  return absl::OkStatus();
+}
+
+class RpcServerImpl final : public RpcServer {
+ public:
+  RpcServerImpl(const RpcOptions& options, core::JobRegistry& registry)
+      : registry_(registry),
+        service_(registry, options.version, options.sessions_max) {}
+  ~RpcServerImpl() override { Stop(); }
+
+  absl::Status Listen(const RpcOptions& options) {
+    STOWAGE_ASSIGN_OR_RETURN(proto::Address address,
+                             proto::ParseAddress(options.listen));
+    if (!address.IsLoopback()) {
+      return absl::UnimplementedError(absl::StrCat(
+          "listen on ", address.ToString(),
+          ": TCP works on loopback only (127.0.0.1, [::1], localhost): "
+          "connections are neither encrypted nor authenticated yet"));
+    }
+    if (address.is_unix) {
+      STOWAGE_ASSIGN_OR_RETURN(folder_, SocketFolder::Prepare(address.path));
+    } else {
+      STOWAGE_RETURN_IF_ERROR(ProbePort(address));
+    }
+    int port = 0;
+    Build(options, address.ToString(), &port);
+    if (server_ == nullptr || (!address.is_unix && port == 0)) {
+      return absl::UnavailableError(
+          absl::StrCat("listen on ", address.ToString(), ": refused"));
+    }
+    if (folder_ != nullptr) STOWAGE_RETURN_IF_ERROR(folder_->Listening());
+    if (!address.is_unix) address.port = port;
+    address_ = address.ToString();
+    return absl::OkStatus();
+  }
+
+  const std::string& address() const override { return address_; }
+
+  void Stop() override {
+    if (stopped_) return;
+    stopped_ = true;
+    service_.Refuse();
+    if (server_ != nullptr) {
+      if (auto* health = server_->GetHealthCheckService(); health != nullptr) {
+        health->SetServingStatus(false);
+      }
+    }
+    registry_.Stop();
+    if (server_ != nullptr) {
+      server_->Shutdown(std::chrono::system_clock::now() + kHangUpLimit);
+      server_->Wait();
+      server_.reset();
+    }
+    folder_.reset();
+  }
+
+ private:
+  void Build(const RpcOptions& options, const std::string& address, int* port) {
+    gpr_set_log_function(&LogFromGrpc);
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ResourceQuota quota("stowd");
+    quota.SetMaxThreads(options.sessions_max + kSpareThreads);
+    grpc::ServerBuilder builder;
+    builder.SetResourceQuota(quota);
+    builder.SetMaxReceiveMessageSize(proto::kMessageBytesMax);
+    builder.SetMaxSendMessageSize(proto::kMessageBytesMax);
+    // One queue with one to two pollers: sessions poll for themselves.
+    builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
+    builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
+    builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                               kHandshakeMs);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES,
+                               kWindowBytes);
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), port);
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+  }
+
+  core::JobRegistry& registry_;
+  StowageService service_;
+  std::unique_ptr<SocketFolder> folder_;
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+  bool stopped_ = false;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
+    const RpcOptions& options, core::JobRegistry& registry) {
+  auto server = std::make_unique<RpcServerImpl>(options, registry);
+  STOWAGE_RETURN_IF_ERROR(server->Listen(options));
+  return std::unique_ptr<RpcServer>(std::move(server));
+}
+
+}  // namespace stowage::rpc

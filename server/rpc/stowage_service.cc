@@ -1,0 +1,67 @@
+#include "server/rpc/stowage_service.h"
+
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "proto/admin_codec.h"
+#include "proto/grpc_status.h"
+#include "server/rpc/session_handler.h"
+
+namespace stowage::rpc {
+namespace {
+
+absl::Status Stopping() {
+  return absl::UnavailableError("the server is stopping");
+}
+
+}  // namespace
+
+grpc::Status StowageService::GetServerInfo(
+    grpc::ServerContext* /*context*/,
+    const v1::GetServerInfoRequest* /*request*/,
+    v1::GetServerInfoResponse* response) {
+  ServerInfo info = registry_.Info();
+  info.protocol_version = kProtocolVersion;
+  info.version = version_;
+  proto::EncodeServerInfo(info, response);
+  return grpc::Status::OK;
+}
+
+grpc::Status StowageService::RunSession(
+    grpc::ServerContext* context,
+    grpc::ServerReaderWriter<v1::ServerMessage, v1::ClientMessage>* stream) {
+  if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
+  const int now = sessions_.fetch_add(1) + 1;
+  const absl::Cleanup leave = [this] { sessions_.fetch_sub(1); };
+  if (now > sessions_max_) {
+    const absl::Status status = absl::ResourceExhaustedError(absl::StrCat(
+        "the server has its ", sessions_max_, " sessions (--max-sessions)"));
+    if (!flood_logged_.exchange(true)) {
+      log::Warning("session_refused", {{"reason", status.message()}});
+    }
+    return proto::ToGrpcStatus(status);
+  }
+  if (now < sessions_max_) flood_logged_.store(false);
+  SessionHandler handler(registry_, watchdog_, *context, *stream);
+  return proto::ToGrpcStatus(handler.Run());
+}
+
+grpc::Status StowageService::ListJobs(grpc::ServerContext* /*context*/,
+                                      const v1::ListJobsRequest* /*request*/,
+                                      v1::ListJobsResponse* response) {
+  proto::EncodeJobs(registry_.List(), response);
+  return grpc::Status::OK;
+}
+
+grpc::Status StowageService::DropJob(grpc::ServerContext* /*context*/,
+                                     const v1::DropJobRequest* request,
+                                     v1::DropJobResponse* /*response*/) {
+  if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
+  absl::StatusOr<std::string> name = proto::DecodeDropJob(*request);
+  if (!name.ok()) return proto::ToGrpcStatus(name.status());
+  return proto::ToGrpcStatus(registry_.Drop(*name));
+}
+
+}  // namespace stowage::rpc
