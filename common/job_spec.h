@@ -1,0 +1,159 @@
+// What a client says when it opens a job and when it steps; what it gets back.
+//
+// Plain values shared by client, wire and server core, so that core knows
+// nothing of messages and the client's headers nothing of gRPC.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/layout.h"
+
+namespace stowage {
+
+// Version of the wire protocol and of the segment format. A server speaks
+// exactly this one and the previous one (none yet).
+inline constexpr std::int32_t kProtocolVersion = 1;
+
+inline constexpr std::int64_t kClientStateBytesMax = 64 * 1024;
+inline constexpr std::int64_t kJobNameBytesMax = 128;
+inline constexpr std::int32_t kWorldSizeMax = 65536;
+inline constexpr std::int32_t kLocalRanksMax = 256;
+inline constexpr std::int32_t kMicroStepsMax = 65536;
+inline constexpr std::int32_t kScalarsPerRankMax = 65536;
+
+enum class OptimizerKind : std::uint8_t { kAdam = 1 };
+
+// What fixes the meaning of the state. Learning rate, betas, eps and weight
+// decay may change every step and come with ApplyArgs.
+struct OptimizerSpec {
+  OptimizerKind kind = OptimizerKind::kAdam;
+  bool decoupled_weight_decay = true;  // AdamW; false: L2 added to the gradient
+  bool bias_correction = true;
+
+  friend bool operator==(const OptimizerSpec&, const OptimizerSpec&) = default;
+};
+
+// What a job's committed steps survive (DESIGN, "Promises" 3).
+enum class Durability : std::uint8_t {
+  kMemory = 1,  // the trainer's end
+  kPower = 3,   // power loss; needs an NVMe store
+};
+
+// A job's identity and shape: equal specs mean the same job.
+struct JobSpec {
+  std::string name;  // [A-Za-z0-9._-]+, at most kJobNameBytesMax bytes
+  LayoutSpec layout;
+  OptimizerSpec optimizer;
+  Durability durability = Durability::kMemory;
+};
+
+// One run of a trainer over a job. All its ranks give the same values; the
+// nonce tells them from another run that wants the same job.
+struct RunSpec {
+  std::string nonce;             // 16 to 64 bytes, random
+  std::int32_t world_size = 1;   // ranks over all nodes
+  std::int32_t local_ranks = 1;  // ranks of this node; local rank is 0..n-1
+  std::int32_t micro_steps = 1;  // gradient accumulation steps
+};
+
+// Constants of a step for one parameter group.
+struct GroupStep {
+  double lr = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0;
+
+  friend bool operator==(const GroupStep&, const GroupStep&) = default;
+};
+
+// The answer to prepare: this node's view of the step's gradients. All ranks
+// get the same values.
+struct Verdict {
+  std::int64_t step = 0;
+  // Over all trainable parameters, of the plain sum of all micro-batches'
+  // gradients (not divided, not unscaled). Not finite if any element is not.
+  double sum_of_squares = 0;
+  std::string first_nonfinite_param;  // empty if all are finite
+  // What the ranks gave to prepare, rank by rank, each as long as it was.
+  std::vector<std::vector<double>> rank_scalars;
+};
+
+// Ends step `step` (counted from 0: the step that makes version step + 1).
+struct ApplyArgs {
+  std::int64_t step = 0;
+  bool skip = false;           // overflow: tensors stay, step and state commit
+  double gradient_factor = 1;  // 1/(scale * micro-batches) * clip coefficient
+  std::vector<GroupStep> groups;  // one per group of the layout, also frozen
+  std::string client_state;       // opaque; at most kClientStateBytesMax
+
+  friend bool operator==(const ApplyArgs&, const ApplyArgs&) = default;
+};
+
+// Where a job stands; given to every rank that attaches.
+struct AttachInfo {
+  std::uint64_t job_id = 0;
+  std::uint64_t epoch = 0;          // a new one for every run
+  bool initialized = false;         // false: ranks must put the initial values
+  std::int64_t step = 0;            // committed steps, skipped ones included
+  std::int64_t applied_steps = 0;   // Adam's t
+  std::string client_state;         // as of `step`; empty before the first
+  std::int32_t slots_per_rank = 1;  // gradient slots of one rank
+  // False: slot = micro step, kept until apply. True: slots are a ring (slot =
+  // micro step mod slots_per_rank); before writing micro step k of a unit the
+  // rank waits until its micro step k - slots_per_rank has landed.
+  bool slots_are_ring = false;
+  std::string shm_dir;           // the server's; a client may override it
+  std::string param_segment;     // file names inside it
+  std::string gradient_segment;  // of the rank that attached
+};
+
+// What ReadState can return. Masters and moments exist for trainable
+// parameters only; kParam is the ranks' copy widened to fp32.
+enum class StateKind : std::uint8_t {
+  kMaster = 1,
+  kMoment1 = 2,
+  kMoment2 = 3,
+  kParam = 4
+};
+
+// For list and info.
+struct JobInfo {
+  std::string name;
+  std::uint64_t job_id = 0;
+  std::uint64_t epoch = 0;
+  bool initialized = false;
+  std::int64_t step = 0;
+  std::int64_t applied_steps = 0;
+  std::int64_t parameters = 0;
+  std::int32_t live_sessions = 0;
+  std::int32_t local_ranks = 0;
+  std::int64_t state_bytes = 0;     // master and moments
+  std::int64_t param_bytes = 0;     // parameter segment
+  std::int64_t gradient_bytes = 0;  // gradient segments and fp32 sums
+  std::string failed_because;       // empty: healthy
+  // Work done, cumulative.
+  std::int64_t units_landed = 0;
+  double landing_seconds = 0;
+  double apply_seconds = 0;
+};
+
+struct ServerInfo {
+  std::string version;
+  std::int32_t protocol_version = 0;
+  std::int32_t pid = 0;
+  std::string isa;  // kernel set in use
+  std::int32_t threads = 0;
+  std::int64_t memory_limit_bytes = 0;
+  std::int64_t pinned_bytes = 0;  // private and tmpfs together
+  std::int64_t locked_bytes = 0;  // of it, what mlock holds
+  std::int64_t huge_page_bytes = 0;
+  std::int64_t rss_bytes = 0;
+  double uptime_seconds = 0;
+  std::string shm_dir;
+};
+
+}  // namespace stowage

@@ -1,0 +1,93 @@
+#include "engine/checkpoint/client_state.h"
+
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+
+namespace stowage::engine {
+namespace {
+
+constexpr std::string_view kMagic = "SWCS";
+constexpr std::uint32_t kVersion = 1;
+
+template <typename T>
+void Append(std::string& out, T value) {
+  char bytes[sizeof(T)];
+  std::memcpy(bytes, &value, sizeof(T));
+  out.append(bytes, sizeof(T));
+}
+
+void AppendText(std::string& out, std::string_view text) {
+  Append(out, static_cast<std::uint32_t>(text.size()));
+  out.append(text);
+}
+
+class Reader {
+ public:
+  explicit Reader(std::string_view bytes) : rest_(bytes) {}
+  template <typename T>
+  bool Read(T* value) {
+    if (rest_.size() < sizeof(T)) return false;
+    std::memcpy(value, rest_.data(), sizeof(T));
+    rest_.remove_prefix(sizeof(T));
+    return true;
+  }
+  bool ReadText(std::string* text) {
+    std::uint32_t length = 0;
+    if (!Read(&length) || rest_.size() < length) return false;
+    text->assign(rest_.substr(0, length));
+    rest_.remove_prefix(length);
+    return true;
+  }
+  std::size_t left() const { return rest_.size(); }
+
+ private:
+  std::string_view rest_;
+};
+
+}  // namespace
+
+std::string ClientState::Serialize() const {
+  std::string out(kMagic);
+  Append(out, kVersion);
+  Append(out, skipped_steps);
+  Append(out, global_samples);
+  AppendText(out, loss_scaler);
+  Append(out, static_cast<std::uint32_t>(trace.size()));
+  for (const std::int32_t unit : trace) Append(out, unit);
+  AppendText(out, user);
+  return out;
+}
+
+absl::StatusOr<ClientState> ClientState::Parse(std::string_view bytes) {
+  const auto bad = [&](std::string_view why) {
+    return absl::DataLossError(absl::StrCat("client state of ", bytes.size(),
+                                            " bytes: ", std::string(why)));
+  };
+  if (bytes.substr(0, kMagic.size()) != kMagic) {
+    return bad("not written by a Stowage trainer");
+  }
+  Reader reader(bytes.substr(kMagic.size()));
+  std::uint32_t version = 0;
+  if (!reader.Read(&version)) return bad("ends early");
+  if (version != kVersion) {
+    return bad(
+        absl::StrCat("version ", version, ", this trainer knows ", kVersion));
+  }
+  ClientState state;
+  std::uint32_t uses = 0;
+  if (!reader.Read(&state.skipped_steps) ||
+      !reader.Read(&state.global_samples) ||
+      !reader.ReadText(&state.loss_scaler) || !reader.Read(&uses) ||
+      reader.left() / sizeof(std::int32_t) < uses) {
+    return bad("ends early");
+  }
+  state.trace.resize(uses);
+  for (std::int32_t& unit : state.trace) reader.Read(&unit);
+  if (!reader.ReadText(&state.user) || reader.left() != 0) {
+    return bad("has a wrong length");
+  }
+  return state;
+}
+
+}  // namespace stowage::engine

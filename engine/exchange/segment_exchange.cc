@@ -1,0 +1,70 @@
+#include "engine/exchange/segment_exchange.h"
+
+#include "common/status_macros.h"
+
+namespace stowage::engine {
+
+SegmentExchange::SegmentExchange(client::Session* session,
+                                 std::int32_t micro_steps)
+    : session_(session), micro_steps_(micro_steps) {
+  const client::SessionCounters counters = session_->counters();
+  taken_ = {counters.version_wait_seconds, counters.prepare_seconds};
+}
+
+absl::StatusOr<std::span<const std::byte>> SegmentExchange::Fetch(
+    std::int32_t unit, std::int64_t step) {
+  STOWAGE_RETURN_IF_ERROR(session_->WaitVersion(unit, step));
+  return session_->unit_params(unit);
+}
+
+bool SegmentExchange::StartFetch(std::int32_t unit, std::int64_t step) {
+  // In place there is nothing to move: the lease can be had at once if the
+  // version is there, and not at all before.
+  return session_->VersionReady(unit, step);
+}
+
+void SegmentExchange::Release(std::int32_t /*unit*/) {}
+
+absl::StatusOr<std::span<std::byte>> SegmentExchange::GradientTarget(
+    std::int64_t step, std::int32_t micro, std::int32_t unit) {
+  const AttachInfo& info = session_->info();
+  if (info.slots_are_ring) {
+    const std::int64_t landed =
+        step * micro_steps_ + micro - info.slots_per_rank + 1;
+    if (landed > 0) {
+      STOWAGE_RETURN_IF_ERROR(session_->WaitLanded(unit, landed));
+    }
+  }
+  return session_->gradient_slot(micro, unit);
+}
+
+absl::Status SegmentExchange::GradientReady(std::int64_t step,
+                                            std::int32_t micro,
+                                            std::int32_t unit, bool empty) {
+  return session_->Notice(step, micro, unit, empty);
+}
+
+absl::StatusOr<Verdict> SegmentExchange::Prepare(
+    std::int64_t step, std::span<const double> scalars) {
+  return session_->Prepare(step, scalars);
+}
+
+absl::Status SegmentExchange::Apply(const ApplyArgs& args) {
+  return session_->Apply(args);
+}
+
+absl::Status SegmentExchange::SetForwardOrder(
+    std::span<const std::int32_t> units) {
+  return session_->SetForwardOrder(units);
+}
+
+ExchangeWaits SegmentExchange::TakeWaits() {
+  const client::SessionCounters counters = session_->counters();
+  const ExchangeWaits waits{
+      counters.version_wait_seconds - taken_.params_seconds,
+      counters.prepare_seconds - taken_.prepare_seconds};
+  taken_ = {counters.version_wait_seconds, counters.prepare_seconds};
+  return waits;
+}
+
+}  // namespace stowage::engine

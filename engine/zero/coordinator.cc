@@ -1,0 +1,226 @@
+#include "engine/zero/coordinator.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/log.h"
+#include "engine/torch_status.h"
+
+namespace stowage::engine {
+
+at::ScalarType ToScalarType(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFp32:
+      return at::kFloat;
+    case Dtype::kFp16:
+      return at::kHalf;
+    case Dtype::kBf16:
+      return at::kBFloat16;
+  }
+  return at::kFloat;
+}
+
+std::vector<plan::LivePlan::Unit> Coordinator::PlanUnits(
+    const CoordinatorOptions& options, const Layout& layout,
+    const std::vector<Unit>& units,
+    std::vector<std::vector<bool>>* persistent) {
+  std::vector<plan::LivePlan::Unit> plan(units.size());
+  std::int64_t persistent_elems = 0;
+  for (std::size_t u = 0; u < units.size(); ++u) {
+    const Layout::Unit& shape = layout.units()[u];
+    std::vector<std::int64_t> elems(units[u].params.size());
+    for (const Layout::Param& param : shape.params) {
+      elems[static_cast<std::size_t>(param.declared_index)] = param.elems;
+    }
+    std::vector<bool>& kept = persistent->emplace_back(elems.size(), false);
+    for (std::size_t p = 0; p < elems.size(); ++p) {
+      // A parameter that would exceed the model threshold is skipped; later,
+      // smaller ones may still fit.
+      if (elems[p] <= options.persistence_threshold_elems &&
+          elems[p] <=
+              options.model_persistence_threshold_elems - persistent_elems) {
+        kept[p] = true;
+        persistent_elems += elems[p];
+      } else {
+        plan[u].elems += elems[p];
+      }
+    }
+    plan[u].borrows = units[u].borrows;
+  }
+  return plan;
+}
+
+Coordinator::Coordinator(const CoordinatorOptions& options,
+                         const Layout* layout, Exchange* exchange,
+                         std::vector<Unit> units)
+    : options_(options),
+      layout_(layout),
+      exchange_(exchange),
+      live_plan_(options.limits,
+                 PlanUnits(options, *layout, units, &persistent_)) {
+  const at::ScalarType dtype = ToScalarType(layout->param_dtype());
+  units_.resize(units.size());
+  for (std::size_t u = 0; u < units.size(); ++u) {
+    const Layout::Unit& shape = layout->units()[u];
+    UnitState& state = units_[u];
+    state.params.resize(units[u].params.size());
+    borrows_.push_back(units[u].borrows);
+    if (!partitioned()) {
+      state.own = at::zeros({shape.elems}, at::TensorOptions().dtype(dtype));
+    }
+    for (const Layout::Param& param : shape.params) {
+      const auto index = static_cast<std::size_t>(param.declared_index);
+      Param& slot = state.params[index];
+      slot.begin_elems = param.begin_elems;
+      slot.persistent = persistent_[u][index];
+      if (slot.persistent) persistent_elems_ += param.elems;
+      at::Tensor& tensor = units[u].params[index];
+      if (partitioned()) {
+        slot.storage = GatheredStorage::Adopt(tensor, dtype, &ledger_);
+      } else {
+        tensor.set_data(state.own.narrow(0, param.begin_elems, param.elems)
+                            .view(tensor.sizes()));
+      }
+    }
+  }
+}
+
+Coordinator::~Coordinator() {
+  // Views that outlive us must find nothing rather than a gone mapping.
+  for (UnitState& state : units_) {
+    for (Param& param : state.params) {
+      if (partitioned()) param.storage.Empty();
+    }
+  }
+}
+
+void Coordinator::Gather(std::int32_t unit) {
+  UnitState& state = At(unit);
+  absl::StatusOr<std::span<const std::byte>> data =
+      exchange_->Fetch(unit, step_);
+  ThrowIfError(data.status());
+  const std::int64_t width = DtypeBytes(layout_->param_dtype());
+  for (Param& param : state.params) {
+    if (param.storage.filled()) continue;
+    param.storage.Fill(data->data() + param.begin_elems * width);
+  }
+  state.fetched = true;
+  state.version = step_;
+}
+
+void Coordinator::Release(std::int32_t unit) {
+  UnitState& state = At(unit);
+  for (Param& param : state.params) {
+    if (!param.persistent) param.storage.Empty();
+  }
+  if (state.fetched) exchange_->Release(unit);
+  state.fetched = false;
+}
+
+void Coordinator::Refresh(std::int32_t unit) {
+  UnitState& state = At(unit);
+  if (state.version == step_) return;
+  absl::StatusOr<std::span<const std::byte>> data =
+      exchange_->Fetch(unit, step_);
+  ThrowIfError(data.status());
+  std::memcpy(state.own.data_ptr(), data->data(), data->size());
+  exchange_->Release(unit);
+  state.version = step_;
+}
+
+void Coordinator::Carry(const plan::LivePlan::Actions& actions) {
+  for (const std::int32_t unit : actions.release) Release(unit);
+  for (const std::int32_t unit : actions.fetch) Gather(unit);
+  for (const std::int32_t unit : actions.prefetch) {
+    if (exchange_->StartFetch(unit, step_)) {
+      Gather(unit);
+    } else {
+      live_plan_.CancelPrefetch(unit);
+    }
+  }
+}
+
+void Coordinator::BeginUse(std::int32_t unit, bool traced) {
+  if (!partitioned()) {
+    Refresh(unit);
+    for (const std::int32_t other : borrows_[static_cast<std::size_t>(unit)]) {
+      Refresh(other);
+    }
+    // The trace is still wanted: it tells the server the forward's order.
+    if (traced) live_plan_.BeginUse(unit);
+    return;
+  }
+  const auto state_before = live_plan_.trace().state();
+  Carry(traced ? live_plan_.BeginUse(unit) : live_plan_.BeginUntracedUse(unit));
+  if (options_.log_trace && traced &&
+      state_before != live_plan_.trace().state()) {
+    log::Warning(
+        "trace left",
+        {{"unit", layout_->units()[static_cast<std::size_t>(unit)].name},
+         {"step", step_}});
+  }
+  // A unit kept alive by its persistent parameters alone still needs the
+  // version of this step.
+  if (At(unit).version != step_) Gather(unit);
+  for (const std::int32_t other : borrows_[static_cast<std::size_t>(unit)]) {
+    if (At(other).version != step_) Gather(other);
+  }
+}
+
+void Coordinator::EndUse(std::int32_t unit, bool traced) {
+  const plan::LivePlan::Actions actions = traced ? live_plan_.EndUse(unit)
+                                          : partitioned()
+                                              ? live_plan_.EndUntracedUse(unit)
+                                              : plan::LivePlan::Actions{};
+  if (partitioned()) Carry(actions);
+}
+
+void Coordinator::EndPass() {
+  const plan::LivePlan::Actions actions = live_plan_.EndPass();
+  if (partitioned()) Carry(actions);
+}
+
+std::vector<std::int32_t> Coordinator::ForwardOrder() const {
+  std::vector<std::int32_t> order;
+  std::set<std::int32_t> seen;
+  if (live_plan_.trace().state() != plan::UseTrace::State::kFollowing) {
+    return order;
+  }
+  for (const std::int32_t unit : live_plan_.trace().uses()) {
+    if (seen.insert(unit).second) order.push_back(unit);
+    for (const std::int32_t other : borrows_[static_cast<std::size_t>(unit)]) {
+      if (seen.insert(other).second) order.push_back(other);
+    }
+  }
+  return order;
+}
+
+HeldBytes Coordinator::held() const {
+  HeldBytes held;
+  held.gathered = ledger_.live_bytes();
+  held.gathered_peak = ledger_.peak_bytes();
+  for (const UnitState& state : units_) {
+    for (const Param& param : state.params) {
+      if (partitioned() && param.persistent && param.storage.filled()) {
+        held.persistent += param.storage.bytes();
+      }
+    }
+    if (state.own.defined()) {
+      held.own_params += static_cast<std::int64_t>(state.own.nbytes());
+    }
+  }
+  return held;
+}
+
+std::int64_t Coordinator::gathered_limit_bytes() const {
+  return (live_plan_.limit_elems() + persistent_elems_) *
+         DtypeBytes(layout_->param_dtype());
+}
+
+}  // namespace stowage::engine

@@ -1,0 +1,158 @@
+#include "examples/gpt/options.h"
+
+#include "common/dtype.h"
+#include <CLI/CLI.hpp>
+
+namespace stowage::gpt {
+namespace {
+
+constexpr char kDescription[] =
+    "Trains a small byte-level GPT on a text file with ZeRO. Parameters and "
+    "optimizer state live in stowd; one DeepSpeed JSON file drives it.\n\n"
+    "  stow-train --config configs/stage3_test.json --data book.txt --ranks 2\n"
+    "  torchrun --nproc-per-node 2 --no-python stow-train --config ...\n"
+    "  stow-train ... --server unix:/run/stowd/s --job mine --keep   # and "
+    "again:"
+    " goes on where it was";
+constexpr char kFooter[] =
+    "Exit codes: 0 done; 2 flags, configuration or data; 3 no server, or one "
+    "of "
+    "another version; 4 refused (job name in use, memory, another layout); 5 a "
+    "rank or the server was lost; 6 the loss scale reached its minimum; 130 "
+    "interrupted; 1 internal error.";
+
+}  // namespace
+
+ParsedOptions ParseOptions(int argc, char** argv) {
+  Options o;
+  CLI::App app(kDescription, "stow-train");
+  app.footer(kFooter);
+  app.set_version_flag("--version", "stow-train 0.1.0");
+  app.add_option("--config", o.config, "DeepSpeed JSON file")->required();
+  app.add_option("--data", o.data, "text file; bytes are tokens")->required();
+  app.add_option("--steps", o.steps,
+                 "train until this many steps are committed, those of an "
+                 "earlier run of the job included")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
+      ->capture_default_str();
+  app.add_option("--ranks", o.ranks,
+                 "start this many ranks on this host; absent: torchrun's "
+                 "variables, else one rank")
+      ->check(CLI::Range(1, 256));
+  app.add_option("--out", o.out,
+                 "folder for summary.json, monitors and weights; absent: none");
+  app.add_option("--server", o.server,
+                 "unix:/path or host:port of a stowd; absent: a private one");
+  app.add_option("--job", o.job, "name of the job in the server");
+  app.add_flag("--keep", o.keep,
+               "leave the job in the server at the end, for another run");
+  app.add_option("--exchange", o.exchange,
+                 "auto, segments (ranks of one host) or c10d");
+  CLI::Option_group* model = app.add_option_group("model");
+  model->add_option("--layers", o.model.layers)
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  model->add_option("--width", o.model.width)
+      ->check(CLI::Range(8, 65536))
+      ->capture_default_str();
+  model->add_option("--heads", o.model.heads)
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  model->add_option("--context", o.model.context, "tokens of a sample")
+      ->check(CLI::Range(2, 65536))
+      ->capture_default_str();
+  model->add_flag("--tied", o.model.tied, "the head reads the token embedding");
+  model->add_flag("--freeze-positions", o.model.freeze_positions,
+                  "position embeddings are not trained");
+  CLI::Option_group* train =
+      app.add_option_group("training (fill \"auto\" in the configuration)");
+  train->add_option("--micro-batch", o.micro_batch,
+                    "samples of a rank in a micro step; default 4");
+  train->add_option("--accumulation", o.accumulation,
+                    "micro steps of a step; default 1");
+  train->add_option("--train-batch", o.train_batch, "samples of a step");
+  train->add_option("--lr", o.lr, "default 1e-3");
+  train->add_option("--weight-decay", o.weight_decay,
+                    "default 0.01; norms and biases have none");
+  train->add_option("--warmup-steps", o.warmup_steps,
+                    "default a tenth of --steps");
+  train->add_option("--max-grad-norm", o.max_grad_norm, "default 1.0");
+  CLI::Option* precision =
+      train
+          ->add_option("--precision", o.precision,
+                       "fp16, bf16 or fp32, where the file says \"auto\"")
+          ->check(CLI::IsMember({"fp16", "bf16", "fp32"}))
+          ->capture_default_str();
+  train->add_option("--seed", o.seed)->capture_default_str();
+  CLI::Option_group* report = app.add_option_group("reporting");
+  report
+      ->add_option("--sample-bytes", o.sample_bytes,
+                   "bytes of text to generate before and after; 0: none")
+      ->check(CLI::Range(0, 100000))
+      ->capture_default_str();
+  report->add_flag("!--no-weights", o.save_weights,
+                   "do not write model.safetensors");
+  report->add_option("--trace", o.trace_file,
+                     "write a JSON line for every step to this file");
+  report
+      ->add_option("--server-threads", o.server_threads,
+                   "compute threads of a private stowd; 0: all cores")
+      ->check(CLI::Range(0, 1024));
+  report->add_option("--log-level", o.log_level)
+      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+      ->capture_default_str();
+  ParsedOptions parsed;
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    parsed.exit_code = app.exit(error) == 0 ? 0 : 2;
+    return parsed;
+  }
+  if (o.model.width % o.model.heads != 0) {
+    std::fprintf(
+        stderr, "stow-train: --width %ld is not a multiple of --heads %ld\n",
+        static_cast<long>(o.model.width), static_cast<long>(o.model.heads));
+    parsed.exit_code = 2;
+    return parsed;
+  }
+  o.precision_set = precision->count() > 0;
+  parsed.options = std::move(o);
+  return parsed;
+}
+
+engine::config::TrainerValues MakeTrainerValues(const Options& options,
+                                                int world_size) {
+  using engine::config::TrainerValue;
+  engine::config::TrainerValues values;
+  values.world_size = world_size;
+  if (options.train_batch) {
+    values.train_batch_size = {*options.train_batch, true};
+    if (options.micro_batch) values.micro_batch = {*options.micro_batch, true};
+    if (options.accumulation) {
+      values.gradient_accumulation_steps = {*options.accumulation, true};
+    }
+  } else {
+    values.micro_batch = {options.micro_batch.value_or(4),
+                          options.micro_batch.has_value()};
+    values.gradient_accumulation_steps = {options.accumulation.value_or(1),
+                                          options.accumulation.has_value()};
+  }
+  values.lr = {options.lr.value_or(1e-3), options.lr.has_value()};
+  values.betas = TrainerValue<engine::schedule::Betas>(
+      engine::schedule::Betas{0.9, 0.999});
+  values.eps = {1e-8, false};
+  values.weight_decay = {options.weight_decay.value_or(0.01),
+                         options.weight_decay.has_value()};
+  values.warmup_num_steps = {options.warmup_steps.value_or(
+                                 std::max<std::int64_t>(1, options.steps / 10)),
+                             options.warmup_steps.has_value()};
+  values.total_num_steps = {options.steps, false};
+  values.max_grad_norm = {options.max_grad_norm.value_or(1.0),
+                          options.max_grad_norm.has_value()};
+  values.hidden_size = {options.model.width, false};
+  values.precision = {ParseDtype(options.precision).value(),
+                      options.precision_set};
+  return values;
+}
+
+}  // namespace stowage::gpt
