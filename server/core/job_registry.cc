@@ -1,10 +1,307 @@
 #include "server/core/job_registry.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <map>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/mutex.h"
+#include "common/status_macros.h"
+#include "optim/kernels.h"
+#include "server/core/admission.h"
+#include "server/core/job.h"
+#include "storage/host/process_memory.h"
+
 namespace stowage::core {
+namespace {
+
+constexpr const char* kVersion = "0.1.0";
+constexpr int kThreadsMax = 1024;
+
+class JobRegistryImpl;
+
+// The handle that the rpc layer holds. All work is the job's.
+class JobSessionImpl final : public JobSession {
+ public:
+  JobSessionImpl(JobRegistryImpl* registry, std::shared_ptr<Job> job,
+                 std::shared_ptr<SessionState> state)
+      : registry_(registry), job_(std::move(job)), state_(std::move(state)) {}
+  ~JobSessionImpl() override {
+    Detach(/*clean=*/false, /*close_job=*/false, "its session was dropped");
+  }
+
+  const AttachInfo& info() const override { return state_->info(); }
+  const Layout& layout() const override { return job_->layout(); }
+  absl::Status PutState(std::int32_t unit, std::int64_t begin_elems,
+                        std::span<const float> values) override {
+    return job_->PutState(*state_, unit, begin_elems, values);
+  }
+  absl::Status FinishInitialization() override {
+    return job_->FinishInitialization(*state_);
+  }
+  absl::Status SetForwardOrder(std::span<const std::int32_t> units) override {
+    return job_->SetForwardOrder(*state_, units);
+  }
+  absl::Status Notice(std::int64_t step, std::int32_t micro, std::int32_t unit,
+                      bool empty) override {
+    return job_->Notice(*state_, step, micro, unit, empty);
+  }
+  absl::Status Prepare(std::int64_t step,
+                       std::vector<double> scalars) override {
+    return job_->Prepare(*state_, step, std::move(scalars));
+  }
+  absl::Status Apply(const ApplyArgs& args) override {
+    return job_->Apply(*state_, args);
+  }
+  absl::Status ReadState(std::int32_t unit, StateKind kind,
+                         std::int64_t begin_elems,
+                         std::span<float> out) override {
+    return job_->ReadState(*state_, unit, kind, begin_elems, out);
+  }
+  void Detach(bool clean, bool close_job, const std::string& reason) override;
+
+ private:
+  JobRegistryImpl* const registry_;
+  // Shared with the registry: a session's job may end before the session.
+  const std::shared_ptr<Job> job_;
+  const std::shared_ptr<SessionState> state_;
+  std::atomic<bool> detached_{false};
+};
+
+class JobRegistryImpl final : public JobRegistry {
+ public:
+  JobRegistryImpl(const RegistryOptions& options, std::int64_t limit_bytes,
+                  const optim::KernelSet* kernels,
+                  std::unique_ptr<storage::SegmentFolder> folder, int threads)
+      : options_(options),
+        started_(std::chrono::steady_clock::now()),
+        folder_(std::move(folder)),
+        budget_(limit_bytes),
+        team_(threads) {
+    services_.team = &team_;
+    services_.kernels = kernels;
+    services_.budget = &budget_;
+    services_.folder = folder_.get();
+    services_.lock_memory = options.lock_memory;
+    services_.kept_slots_max = options.kept_slots_max;
+  }
+  ~JobRegistryImpl() override { Stop(); }
+
+  absl::StatusOr<std::unique_ptr<JobSession>> Attach(
+      const JobSpec& job, const RunSpec& run, std::int32_t local_rank,
+      const std::string& client, SessionObserver* observer) override;
+  std::vector<JobInfo> List() const override;
+  absl::Status Drop(const std::string& name) override;
+  ServerInfo Info() const override;
+  void Stop() override;
+
+  // Shuts an ended job down and forgets it.
+  void Remove(const std::shared_ptr<Job>& job, const absl::Status& why) {
+    job->Shutdown(why);
+    Forget(job);
+  }
+
+ private:
+  absl::StatusOr<std::shared_ptr<Job>> FindOrOpen(const JobSpec& spec);
+  void Forget(const std::shared_ptr<Job>& job);
+
+  const RegistryOptions options_;
+  const std::chrono::steady_clock::time_point started_;
+  // Destroyed in reverse: jobs, then what they use.
+  std::unique_ptr<storage::SegmentFolder> folder_;
+  storage::MemoryBudget budget_;
+  ComputeTeam team_;
+  CoreServices services_;
+
+  mutable Mutex mutex_;
+  bool stopping_ GUARDED_BY(mutex_) = false;
+  std::uint64_t next_job_id_ GUARDED_BY(mutex_) = 1;
+  // Shared with the sessions of the job.
+  std::map<std::string, std::shared_ptr<Job>> jobs_ GUARDED_BY(mutex_);
+};
+
+void JobSessionImpl::Detach(bool clean, bool close_job,
+                            const std::string& reason) {
+  if (detached_.exchange(true)) return;
+  if (job_->Detach(*state_, clean, close_job, reason)) {
+    registry_->Remove(job_, absl::AbortedError("the job was closed"));
+  }
+}
+
+absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::FindOrOpen(
+    const JobSpec& spec) {
+  {
+    MutexLock lock(mutex_);
+    if (stopping_) return absl::UnavailableError("server is stopping");
+    const auto found = jobs_.find(spec.name);
+    if (found != jobs_.end()) return found->second;
+  }
+  STOWAGE_ASSIGN_OR_RETURN(Layout layout, Layout::Create(spec.layout));
+  MutexLock lock(mutex_);
+  if (stopping_) return absl::UnavailableError("server is stopping");
+  const auto found =
+      jobs_.find(spec.name);  // another rank may have been faster
+  if (found != jobs_.end()) return found->second;
+  if (static_cast<int>(jobs_.size()) >= options_.jobs_max) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("job \"", spec.name, "\": the server has ", jobs_.size(),
+                     " jobs, which is its limit; drop one first"));
+  }
+  auto job = std::make_shared<Job>(&services_, next_job_id_++, spec,
+                                   std::move(layout));
+  jobs_.emplace(spec.name, job);
+  return job;
+}
+
+absl::StatusOr<std::unique_ptr<JobSession>> JobRegistryImpl::Attach(
+    const JobSpec& job, const RunSpec& run, std::int32_t local_rank,
+    const std::string& client, SessionObserver* observer) {
+  STOWAGE_RETURN_IF_ERROR(CheckJobSpec(job));
+  STOWAGE_RETURN_IF_ERROR(CheckRunSpec(run, local_rank));
+  std::string name = client.substr(0, 256);
+  for (char& c : name) {
+    if (static_cast<unsigned char>(c) < 0x20) c = ' ';
+  }
+  for (;;) {
+    STOWAGE_ASSIGN_OR_RETURN(std::shared_ptr<Job> found, FindOrOpen(job));
+    bool gone = false;
+    absl::StatusOr<std::shared_ptr<SessionState>> state =
+        found->Attach(job, run, local_rank, name, observer, &gone);
+    if (state.ok()) {
+      return std::make_unique<JobSessionImpl>(this, std::move(found),
+                                              *std::move(state));
+    }
+    if (!gone) {
+      // A job that could not even be allocated must not keep the name.
+      if (found->TryEndUnused()) Remove(found, state.status());
+      return state.status();
+    }
+    found->AwaitShutdown();
+    Forget(found);
+  }
+}
+
+void JobRegistryImpl::Forget(const std::shared_ptr<Job>& job) {
+  MutexLock lock(mutex_);
+  const auto found = jobs_.find(job->name());
+  if (found != jobs_.end() && found->second == job) jobs_.erase(found);
+}
+
+std::vector<JobInfo> JobRegistryImpl::List() const {
+  std::vector<std::shared_ptr<Job>> jobs;
+  {
+    MutexLock lock(mutex_);
+    for (const auto& [name, job] : jobs_) jobs.push_back(job);
+  }
+  std::vector<JobInfo> infos;
+  infos.reserve(jobs.size());
+  for (const auto& job : jobs) infos.push_back(job->Info());
+  return infos;
+}
+
+absl::Status JobRegistryImpl::Drop(const std::string& name) {
+  std::shared_ptr<Job> job;
+  {
+    MutexLock lock(mutex_);
+    const auto found = jobs_.find(name);
+    if (found == jobs_.end()) {
+      return absl::NotFoundError(absl::StrCat(
+          "drop: no job \"", name.substr(0, kJobNameBytesMax), "\""));
+    }
+    job = found->second;
+  }
+  std::int32_t live = 0;
+  if (!job->TryEnd(&live)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("drop: job \"", name, "\" has ", live, " live sessions"));
+  }
+  Remove(job, absl::AbortedError("the job was dropped"));
+  log::Info("job_dropped", {{"job", name}});
+  return absl::OkStatus();
+}
+
+ServerInfo JobRegistryImpl::Info() const {
+  ServerInfo info;
+  info.version = kVersion;
+  info.protocol_version = kProtocolVersion;
+  info.pid = ::getpid();
+  info.isa = std::string(optim::IsaName(services_.kernels->isa));
+  info.threads = team_.threads();
+  info.memory_limit_bytes = budget_.limit_bytes();
+  info.pinned_bytes = budget_.in_use_bytes();
+  info.locked_bytes = budget_.locked_bytes();
+  info.huge_page_bytes = storage::HugePageBytes();
+  info.rss_bytes = storage::ResidentBytes();
+  info.uptime_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - started_)
+          .count();
+  info.shm_dir = folder_->path();
+  return info;
+}
+
+void JobRegistryImpl::Stop() {
+  std::map<std::string, std::shared_ptr<Job>> jobs;
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    jobs.swap(jobs_);
+  }
+  for (const auto& [name, job] : jobs) {
+    job->Shutdown(absl::UnavailableError("server is stopping"));
+  }
+}
+
+absl::StatusOr<const optim::KernelSet*> ChooseKernels(const std::string& isa) {
+  if (isa.empty()) return &optim::BestKernels();
+  for (const optim::Isa candidate :
+       {optim::Isa::kPortable, optim::Isa::kAvx2, optim::Isa::kAvx512}) {
+    if (isa == optim::IsaName(candidate)) {
+      return optim::KernelsFor(candidate);
+    }
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("isa \"", isa, "\": expected portable, avx2 or avx512"));
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<JobRegistry>> JobRegistry::Create(
-    const RegistryOptions& /*options*/) {
-  return absl::UnimplementedError("server core: not built yet");
+    const RegistryOptions& options) {
+  if (options.threads < 0 || options.threads > kThreadsMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "threads ", options.threads, ": expected 0 to ", kThreadsMax));
+  }
+  if (options.memory_limit_bytes < 0) {
+    return absl::InvalidArgumentError("memory limit: negative");
+  }
+  if (options.kept_slots_max < 0 || options.kept_slots_max > kKeptSlotsLimit) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("kept slots ", options.kept_slots_max, ": expected 0 to ",
+                     kKeptSlotsLimit));
+  }
+  if (options.jobs_max < 1) {
+    return absl::InvalidArgumentError("jobs max: below 1");
+  }
+  STOWAGE_ASSIGN_OR_RETURN(const optim::KernelSet* kernels,
+                           ChooseKernels(options.isa));
+  const std::string id =
+      options.server_id.empty() ? storage::RandomHex(8) : options.server_id;
+  STOWAGE_ASSIGN_OR_RETURN(std::unique_ptr<storage::SegmentFolder> folder,
+                           storage::SegmentFolder::Create(options.shm_dir, id));
+  const int processors =
+      std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const std::int64_t limit_bytes = options.memory_limit_bytes > 0
+                                       ? options.memory_limit_bytes
+                                       : storage::MachineMemoryBytes() / 10 * 9;
+  return std::make_unique<JobRegistryImpl>(
+      options, limit_bytes, kernels, std::move(folder),
+      options.threads > 0 ? options.threads : processors);
 }
 
 }  // namespace stowage::core

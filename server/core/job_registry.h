@@ -33,7 +33,7 @@ class SessionObserver {
   SessionObserver& operator=(const SessionObserver&) = delete;
   virtual ~SessionObserver() = default;
 
-  virtual void OnInitialized() = 0;           // answer to FinishInitialization
+  virtual void OnInitialized() = 0;  // answer to FinishInitialization
   virtual void OnVerdict(const Verdict& verdict) = 0;  // answer to Prepare
   // The session is over: the job failed, a peer was lost (the status names
   // rank and reason), or the server is stopping.
@@ -73,7 +73,8 @@ class JobSession {
   // `clean`: the rank said goodbye. Otherwise it is lost and the run's other
   // sessions hear of it by OnFailed ("rank 1 (pid 4711) was lost: <reason>").
   // The job ends when all ranks of the run have left cleanly with close_job.
-  virtual void Detach(bool clean, bool close_job, const std::string& reason) = 0;
+  virtual void Detach(bool clean, bool close_job,
+                      const std::string& reason) = 0;
 };
 
 struct RegistryOptions {

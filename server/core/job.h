@@ -1,0 +1,249 @@
+// One job: its state, its current run, and the thread that lands and applies.
+//
+// Session threads call in (notices, prepare, apply) and only do bookkeeping
+// under the mutex; the heavy work runs on the job's own thread, one piece at a
+// time, over the compute team. Who runs a piece has set `busy_`; from then
+// until it is cleared the members marked *owned by the busy one* are his alone.
+// Small work (a verdict when all has landed, a skipped step) runs on the
+// calling thread, because waking another costs more than doing it.
+//
+// A *run* is one epoch: the ranks that attached with one nonce, their gradient
+// segments and the ledger of the step they are in. It ends when a rank is lost,
+// when the job fails, or when all ranks have left; state, parameter segment and
+// committed record stay for the next run. A job whose initialization was never
+// finished has nothing to keep and ends with its run.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/job_spec.h"
+#include "common/layout.h"
+#include "common/mutex.h"
+#include "optim/kernels.h"
+#include "server/core/admission.h"
+#include "server/core/compute_team.h"
+#include "server/core/landing.h"
+#include "server/core/param_segment.h"
+#include "server/core/range_coverage.h"
+#include "server/core/run_gradients.h"
+#include "server/core/session_state.h"
+#include "server/core/step_ledger.h"
+#include "server/core/step_update.h"
+#include "storage/host/memory_budget.h"
+#include "storage/host/segment_folder.h"
+#include "storage/state_store.h"
+
+namespace stowage::core {
+
+// What all jobs of a server share. Ownership: the registry's; outlives the
+// jobs.
+struct CoreServices {
+  ComputeTeam* team = nullptr;
+  const optim::KernelSet* kernels = nullptr;
+  storage::MemoryBudget* budget = nullptr;
+  const storage::SegmentFolder* folder = nullptr;
+  bool lock_memory = true;
+  std::int32_t kept_slots_max = 6;
+  std::atomic<std::uint64_t> next_epoch{1};
+};
+
+// Thread safety: thread-safe.
+// Shutdown: Shutdown() must have returned before the destructor.
+class Job {
+ public:
+  // `job` passed CheckJobSpec(); `layout` is made of its spec. Starts the job's
+  // thread; memory is taken by the first Attach().
+  Job(CoreServices* services, std::uint64_t id, JobSpec job, Layout layout);
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+  ~Job();
+
+  const std::string& name() const { return spec_.name; }
+  const Layout& layout() const { return layout_; }
+
+  // As JobRegistry::Attach(). If the job is ending, sets `*gone`: wait with
+  // AwaitShutdown(), then open it anew.
+  absl::StatusOr<std::shared_ptr<SessionState>> Attach(
+      const JobSpec& job, const RunSpec& run, std::int32_t local_rank,
+      const std::string& client, SessionObserver* observer, bool* gone);
+
+  // As the methods of JobSession.
+  absl::Status PutState(const SessionState& session, std::int32_t unit,
+                        std::int64_t begin_elems,
+                        std::span<const float> values);
+  absl::Status FinishInitialization(SessionState& session);
+  absl::Status SetForwardOrder(const SessionState& session,
+                               std::span<const std::int32_t> units);
+  absl::Status Notice(const SessionState& session, std::int64_t step,
+                      std::int32_t micro, std::int32_t unit, bool empty);
+  absl::Status Prepare(SessionState& session, std::int64_t step,
+                       std::vector<double> scalars);
+  absl::Status Apply(const SessionState& session, const ApplyArgs& args);
+  absl::Status ReadState(const SessionState& session, std::int32_t unit,
+                         StateKind kind, std::int64_t begin_elems,
+                         std::span<float> out);
+
+  // Returns: true if the job has ended with this session; the caller must then
+  // Shutdown() it and forget it.
+  bool Detach(SessionState& session, bool clean, bool close_job,
+              const std::string& reason);
+
+  // Marks the job as ending if nobody is attached. Returns: false, and the
+  // number of live sessions, otherwise.
+  bool TryEnd(std::int32_t* live_sessions);
+  // Marks it so if it holds no state and nobody is attached.
+  bool TryEndUnused();
+
+  // Fails live sessions with `why`, finishes a running apply, stops the thread,
+  // frees all memory and segments. Idempotent; every caller waits for the end.
+  void Shutdown(const absl::Status& why);
+  void AwaitShutdown();
+
+  JobInfo Info() const;
+
+ private:
+  enum class RankPhase { kAbsent, kLive, kLeft, kLost };
+
+  // One epoch. Guarded by mutex_, but for what `gradients` points to and the
+  // ledger's StepGradients of a unit that is landing.
+  struct Run {
+    Run(const Layout& layout, const RunSpec& run_spec, const SlotPlan& slots)
+        : spec(run_spec), plan(slots), ledger(layout, run_spec, slots) {
+      const auto ranks = static_cast<std::size_t>(run_spec.local_ranks);
+      sessions.resize(ranks);
+      phases.resize(ranks, RankPhase::kAbsent);
+      finished_initialization.resize(ranks);
+      prepared.resize(ranks);
+      scalars.resize(ranks);
+    }
+
+    std::uint64_t epoch = 0;
+    RunSpec spec;
+    SlotPlan plan;
+    std::unique_ptr<RunGradients> gradients;
+    std::vector<std::shared_ptr<SessionState>> sessions;  // by local rank
+    std::vector<RankPhase> phases;                        // by local rank
+    std::vector<bool> finished_initialization;            // by local rank
+    std::int32_t closed_ranks = 0;  // left, and asked to close the job
+    absl::Status over;              // not OK: the run has ended
+
+    std::int64_t step = 0;       // whose gradients the ranks are computing
+    StepLedger ledger;           // of `step`
+    StepGradients applying;      // of the step that was last applied
+    std::vector<bool> prepared;  // by local rank, for `step`
+    std::vector<std::vector<double>> scalars;  // by local rank
+    // The last verdict given: of `step`, or of the step before it.
+    std::shared_ptr<const Verdict> verdict;
+    std::int64_t last_applied_step = -1;  // whose arguments are in last_apply
+    ApplyArgs last_apply;
+
+    std::int32_t LiveSessions() const;
+    bool AllPrepared() const;
+  };
+
+  // Calls to observers, collected under the mutex and made after it.
+  struct Calls {
+    std::vector<std::shared_ptr<SessionState>> initialized;
+    std::vector<std::shared_ptr<SessionState>> failed;
+    std::vector<std::shared_ptr<SessionState>> to_judge;
+    std::shared_ptr<const Verdict> verdict;
+    void Make();
+  };
+
+  absl::Status CheckSpec(const JobSpec& job) const;
+  absl::Status CheckLive(const SessionState& session) const REQUIRES(mutex_);
+  absl::Status CheckUnit(std::int32_t unit) const;
+  absl::Status CheckValues(const Layout::Param& param,
+                           std::span<const float> values) const;
+
+  // Attach, by case.
+  absl::StatusOr<std::shared_ptr<SessionState>> Join(const RunSpec& run,
+                                                     std::int32_t local_rank,
+                                                     const std::string& client,
+                                                     SessionObserver* observer)
+      REQUIRES(mutex_);
+  std::shared_ptr<SessionState> AddSession(std::int32_t local_rank,
+                                           const std::string& client,
+                                           SessionObserver* observer)
+      REQUIRES(mutex_);
+  absl::StatusOr<std::unique_ptr<Run>> MakeRun(const RunSpec& run);
+  absl::Status AllocateJob(storage::MemoryReservation reservation,
+                           std::int64_t state_bytes);
+
+  // Initialization of one piece of a parameter.
+  absl::Status StorePiece(const Layout::Param& param, std::int64_t begin_elems,
+                          std::span<const float> values) REQUIRES(mutex_);
+  absl::Status FirstGap() const REQUIRES(mutex_);
+
+  void FailRun(const absl::Status& why, Calls* calls) REQUIRES(mutex_);
+  void FailJob(const absl::Status& why, Calls* calls) REQUIRES(mutex_);
+  void Judge(Calls* calls) REQUIRES(mutex_);
+  LandingContext Context(Run& run);
+
+  // The job's thread.
+  void ThreadMain();
+  bool DoOnePiece();
+  void LandOne(Run& run, const StepLedger::Landing& landing);
+  void RunApply();
+  void ReleaseRun(std::unique_ptr<Run> run);
+
+  void EndBusy() REQUIRES(mutex_);
+  bool NothingRuns() const REQUIRES(mutex_) {
+    return !busy_ && !apply_pending_;
+  }
+
+  // Constant after construction.
+  CoreServices* const services_;
+  const std::uint64_t id_;
+  const JobSpec spec_;
+  const Layout layout_;
+
+  // Serializes attaches, which allocate; taken before mutex_.
+  Mutex attach_mutex_;
+
+  mutable Mutex mutex_;
+  CondVar work_;  // the job's thread waits here
+  CondVar idle_;  // others wait here for NothingRuns(), or for the end
+  bool busy_ GUARDED_BY(mutex_) = false;
+  bool apply_pending_ GUARDED_BY(mutex_) = false;  // accepted, not committed
+  bool stop_ GUARDED_BY(mutex_) = false;
+  bool closing_ GUARDED_BY(mutex_) = false;  // no new sessions
+  bool shutting_down_ GUARDED_BY(mutex_) = false;
+  bool shut_down_ GUARDED_BY(mutex_) = false;
+  bool initialized_ GUARDED_BY(mutex_) = false;
+  absl::Status failed_because_ GUARDED_BY(mutex_);
+  std::unique_ptr<Run> run_ GUARDED_BY(mutex_);
+  storage::CommitRecord committed_ GUARDED_BY(mutex_);
+  std::uint64_t epoch_ GUARDED_BY(mutex_) = 0;
+  std::vector<RangeCoverage> coverage_ GUARDED_BY(mutex_);  // by unit
+  std::shared_ptr<const UpdateOrder> order_ GUARDED_BY(mutex_);
+  // Figures of JobInfo.
+  std::int64_t state_bytes_ GUARDED_BY(mutex_) = 0;
+  std::int64_t param_bytes_ GUARDED_BY(mutex_) = 0;
+  std::int64_t units_landed_ GUARDED_BY(mutex_) = 0;
+  double landing_seconds_ GUARDED_BY(mutex_) = 0;
+  double apply_seconds_ GUARDED_BY(mutex_) = 0;
+
+  // Made by the first attach, freed by Shutdown(). Owned by the busy one;
+  // readers under mutex_ may use them while no apply is pending.
+  std::unique_ptr<storage::StateStore> store_;
+  std::unique_ptr<ParamSegment> params_;
+  // Owned by the busy one.
+  std::unique_ptr<StepUpdate> update_;
+  // Written by the busy one for the unit that is landing; read under mutex_
+  // once the ledger is complete.
+  std::vector<double> partials_;
+
+  std::thread thread_;  // last: everything above is ready when it starts
+};
+
+}  // namespace stowage::core

@@ -1,0 +1,121 @@
+#include "server/core/step_ledger.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+
+namespace stowage::core {
+
+StepLedger::StepLedger(const Layout& layout, const RunSpec& run,
+                       const SlotPlan& plan)
+    : layout_(layout),
+      ring_(plan.ring),
+      micro_steps_(run.micro_steps),
+      ranks_(static_cast<std::size_t>(run.local_ranks)) {
+  const auto units = static_cast<std::size_t>(layout.unit_count());
+  noticed_.resize(units * ranks_);
+  ranks_ready_.resize(units);
+  landed_.resize(units);
+  missing_.resize(ranks_);
+  gradients_.slots = static_cast<std::size_t>(plan.slots_per_rank);
+  gradients_.ranks = ranks_;
+  gradients_.empty.resize(units * gradients_.slots * ranks_);
+  gradients_.sum_started.resize(units);
+  ready_.resize(units);
+  Reset();
+}
+
+bool StepLedger::Trainable(std::int32_t unit) const {
+  return layout_.units()[static_cast<std::size_t>(unit)].trainable_elems > 0;
+}
+
+void StepLedger::Reset() {
+  std::fill(noticed_.begin(), noticed_.end(), 0);
+  std::fill(ranks_ready_.begin(), ranks_ready_.end(), 0);
+  std::fill(landed_.begin(), landed_.end(), 0);
+  std::fill(gradients_.empty.begin(), gradients_.empty.end(), std::uint8_t{0});
+  std::fill(gradients_.sum_started.begin(), gradients_.sum_started.end(),
+            std::uint8_t{0});
+  units_to_land_ = 0;
+  for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+    if (Trainable(u)) ++units_to_land_;
+  }
+  std::fill(missing_.begin(), missing_.end(), units_to_land_ * micro_steps_);
+  ready_begin_ = 0;
+  ready_size_ = 0;
+}
+
+absl::StatusOr<bool> StepLedger::Notice(std::int32_t rank, std::int32_t micro,
+                                        std::int32_t unit, bool empty) {
+  if (!Trainable(unit)) return false;
+  const auto u = static_cast<std::size_t>(unit);
+  std::int32_t& noticed = noticed_[u * ranks_ + static_cast<std::size_t>(rank)];
+  if (micro < noticed) return false;  // a repeat
+  if (micro > noticed) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "notice: micro step ", micro, " of unit \"", layout_.units()[u].name,
+        "\" before its micro step ", noticed));
+  }
+  if (ring_ && micro > landed_[u]) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("notice: micro step ", micro, " of unit \"",
+                     layout_.units()[u].name, "\" before micro step ",
+                     micro - 1, " has landed; its slot was not free"));
+  }
+  ++noticed;
+  --missing_[static_cast<std::size_t>(rank)];
+  gradients_.empty[gradients_.EmptyIndex(unit, ring_ ? 0 : micro, rank)] =
+      empty ? 1 : 0;
+  if (!ring_ && noticed < micro_steps_) return false;
+  if (++ranks_ready_[u] < static_cast<std::int32_t>(ranks_)) return false;
+  PushReady(unit);
+  return true;
+}
+
+void StepLedger::PushReady(std::int32_t unit) {
+  STOWAGE_CHECK(ready_size_ < ready_.size());
+  ready_[(ready_begin_ + ready_size_) % ready_.size()] = unit;
+  ++ready_size_;
+}
+
+StepLedger::Landing StepLedger::PopReady() {
+  STOWAGE_CHECK(ready_size_ > 0);
+  Landing landing;
+  landing.unit = ready_[ready_begin_];
+  ready_begin_ = (ready_begin_ + 1) % ready_.size();
+  --ready_size_;
+  if (ring_) {
+    landing.micro = landed_[static_cast<std::size_t>(landing.unit)];
+    landing.last = landing.micro + 1 == micro_steps_;
+  }
+  return landing;
+}
+
+std::int32_t StepLedger::MarkLanded(const Landing& landing) {
+  const auto u = static_cast<std::size_t>(landing.unit);
+  landed_[u] = ring_ ? landing.micro + 1 : micro_steps_;
+  ranks_ready_[u] = 0;
+  if (landing.last) --units_to_land_;
+  return landed_[u];
+}
+
+std::optional<StepLedger::Missing> StepLedger::FirstMissing(
+    std::int32_t rank) const {
+  if (missing_[static_cast<std::size_t>(rank)] == 0) return std::nullopt;
+  for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+    const std::int32_t noticed = noticed_[static_cast<std::size_t>(u) * ranks_ +
+                                          static_cast<std::size_t>(rank)];
+    if (Trainable(u) && noticed < micro_steps_) return Missing{u, noticed};
+  }
+  return std::nullopt;
+}
+
+void StepLedger::NextStep(StepGradients* finished) {
+  if (finished->empty.empty()) *finished = gradients_;
+  std::swap(*finished, gradients_);
+  Reset();
+}
+
+}  // namespace stowage::core

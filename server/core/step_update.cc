@@ -1,0 +1,159 @@
+#include "server/core/step_update.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace stowage::core {
+
+absl::StatusOr<std::shared_ptr<const UpdateOrder>> UpdateOrder::Create(
+    const Layout& layout, std::span<const std::int32_t> first) {
+  auto order = std::make_shared<UpdateOrder>();
+  std::vector<bool> placed(static_cast<std::size_t>(layout.unit_count()));
+  for (const std::int32_t unit : first) {
+    if (unit < 0 || unit >= layout.unit_count()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "forward order: unit ", unit, " of ", layout.unit_count()));
+    }
+    if (placed[static_cast<std::size_t>(unit)]) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("forward order: unit \"",
+                       layout.units()[static_cast<std::size_t>(unit)].name,
+                       "\" appears twice"));
+    }
+    placed[static_cast<std::size_t>(unit)] = true;
+    order->units_.push_back(unit);
+  }
+  for (std::int32_t unit = 0; unit < layout.unit_count(); ++unit) {
+    if (!placed[static_cast<std::size_t>(unit)]) order->units_.push_back(unit);
+  }
+  order->chunks_.reserve(layout.chunks().size());
+  for (const std::int32_t unit : order->units_) {
+    for (std::int64_t c = layout.chunk_begin(unit);
+         c < layout.chunk_begin(unit + 1); ++c) {
+      order->chunks_.push_back(static_cast<std::int32_t>(c));
+    }
+  }
+  return std::shared_ptr<const UpdateOrder>(std::move(order));
+}
+
+absl::Status CheckSegments(const ParamSegment& params,
+                           const RunGradients& run) {
+  if (const std::int32_t rank = run.BrokenRank(); rank >= 0) {
+    return absl::DataLossError(absl::StrCat(
+        "the gradient segment of rank ", rank, " (", run.file_name(rank),
+        ") was truncated by another process"));
+  }
+  if (params.broken()) {
+    return absl::DataLossError(
+        absl::StrCat("the parameter segment (", params.file_name(),
+                     ") was truncated by another process"));
+  }
+  return absl::OkStatus();
+}
+
+StepUpdate::StepUpdate(const Layout& layout)
+    : constants_(static_cast<std::size_t>(layout.group_count())),
+      chunks_left_(std::make_unique<std::atomic<std::int32_t>[]>(
+          static_cast<std::size_t>(layout.unit_count()))) {}
+
+void StepUpdate::Publish(const StepUpdateContext& context, std::int32_t unit,
+                         std::int64_t step) {
+  context.params.PublishVersion(unit, step);
+  if (context.run.AnyWaiter()) context.params.WakeVersion(unit);
+}
+
+absl::StatusOr<storage::CommitRecord> StepUpdate::Run(
+    const StepUpdateContext& context, const storage::CommitRecord& from,
+    const ApplyArgs& args, ComputeTeam& team, bool* touched) {
+  *touched = false;
+  STOWAGE_RETURN_IF_ERROR(CheckSegments(context.params, context.run));
+  storage::CommitRecord record;
+  record.step = from.step + 1;
+  record.applied_steps = from.applied_steps + (args.skip ? 0 : 1);
+  record.client_state = args.client_state;
+  *touched = true;
+  // Units that this step does not change are ready at once.
+  for (const std::int32_t unit : context.order.units()) {
+    const bool trainable =
+        context.layout.units()[static_cast<std::size_t>(unit)].trainable_elems >
+        0;
+    if (!trainable) {
+      context.params.PublishLanded(unit, record.step * context.micro_steps);
+    }
+    if (args.skip || !trainable) Publish(context, unit, record.step);
+  }
+  if (!args.skip) {
+    STOWAGE_RETURN_IF_ERROR(Update(context, args, record.applied_steps, team));
+  }
+  STOWAGE_RETURN_IF_ERROR(context.store.Commit(record));
+  return record;
+}
+
+absl::Status StepUpdate::Update(const StepUpdateContext& context,
+                                const ApplyArgs& args, std::int64_t t,
+                                ComputeTeam& team) {
+  for (std::size_t g = 0; g < constants_.size(); ++g) {
+    if (context.layout.spec().groups[g].frozen) continue;
+    const GroupStep& group = args.groups[g];
+    constants_[g] = optim::MakeAdamConstants(
+        {.lr = group.lr,
+         .beta1 = group.beta1,
+         .beta2 = group.beta2,
+         .eps = group.eps,
+         .weight_decay = group.weight_decay,
+         .decoupled_weight_decay = context.optimizer.decoupled_weight_decay,
+         .bias_correction = context.optimizer.bias_correction},
+        t, args.gradient_factor);
+  }
+  for (std::int32_t u = 0; u < context.layout.unit_count(); ++u) {
+    chunks_left_[static_cast<std::size_t>(u)].store(
+        static_cast<std::int32_t>(context.layout.chunk_begin(u + 1) -
+                                  context.layout.chunk_begin(u)),
+        std::memory_order_relaxed);
+  }
+  STOWAGE_RETURN_IF_ERROR(context.store.BeginUpdate(context.order.chunks()));
+  for (;;) {
+    absl::StatusOr<storage::UpdateWindow> window = context.store.AcquireNext();
+    absl::Status status = window.status();
+    if (status.ok() && window->empty()) return absl::OkStatus();
+    if (status.ok()) {
+      team.ParallelFor(window->end - window->begin, [&](std::int64_t index) {
+        UpdateChunk(context, window->begin + index, args.step + 1);
+      });
+      status = context.store.Release(*window);
+    }
+    if (status.ok()) status = CheckSegments(context.params, context.run);
+    if (!status.ok()) {
+      const absl::Status abandoned = context.store.Abandon();
+      return abandoned.ok() ? status
+                            : absl::DataLossError(absl::StrCat(
+                                  status.message(), "; ", abandoned.message()));
+    }
+  }
+}
+
+void StepUpdate::UpdateChunk(const StepUpdateContext& context,
+                             std::int64_t position, std::int64_t step) {
+  const Layout::Chunk& chunk = context.layout.chunks()[static_cast<std::size_t>(
+      context.order.chunks()[static_cast<std::size_t>(position)])];
+  const storage::StateView view = context.store.View(position);
+  RunGradients::SlotPointers pointers;
+  context.kernels.adam(
+      constants_[static_cast<std::size_t>(chunk.group_index)],
+      context.run.StepSource(context.gradients, chunk, pointers),
+      {.elems = chunk.elems,
+       .master = view.master,
+       .moment1 = view.moment1,
+       .moment2 = view.moment2,
+       .copy = context.params.param(chunk.unit_index, chunk.begin_elems),
+       .copy_dtype = context.layout.param_dtype()});
+  context.store.ChunkUpdated(position);
+  if (chunks_left_[static_cast<std::size_t>(chunk.unit_index)].fetch_sub(
+          1, std::memory_order_acq_rel) == 1) {
+    Publish(context, chunk.unit_index, step);
+  }
+}
+
+}  // namespace stowage::core

@@ -1,0 +1,87 @@
+// Applying a step: the optimizer over all chunks in the order of the next
+// forward, publishing each unit's version as soon as its last chunk is done.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/job_spec.h"
+#include "common/layout.h"
+#include "optim/kernels.h"
+#include "server/core/compute_team.h"
+#include "server/core/param_segment.h"
+#include "server/core/run_gradients.h"
+#include "server/core/step_ledger.h"
+#include "storage/state_store.h"
+
+namespace stowage::core {
+
+// Units in the order in which a forward first uses them, and their chunks.
+// Thread safety: immutable.
+class UpdateOrder {
+ public:
+  // `first` units come first; the rest follows in layout order.
+  // Errors: kInvalidArgument for an index out of range or given twice.
+  static absl::StatusOr<std::shared_ptr<const UpdateOrder>> Create(
+      const Layout& layout, std::span<const std::int32_t> first);
+
+  const std::vector<std::int32_t>& units() const { return units_; }
+  const std::vector<std::int32_t>& chunks() const { return chunks_; }
+
+ private:
+  std::vector<std::int32_t> units_;
+  std::vector<std::int32_t> chunks_;
+};
+
+struct StepUpdateContext {
+  const Layout& layout;
+  const OptimizerSpec& optimizer;
+  const optim::KernelSet& kernels;
+  storage::StateStore& store;
+  ParamSegment& params;
+  const RunGradients& run;
+  const StepGradients& gradients;  // of the step that is applied
+  const UpdateOrder& order;
+  std::int32_t micro_steps = 1;
+};
+
+// Reused from step to step, so that a step allocates nothing per unit.
+// Thread safety: externally synchronized.
+class StepUpdate {
+ public:
+  explicit StepUpdate(const Layout& layout);
+
+  // Runs `args` as the step after `from` and commits it in the store. Returns
+  // the record that is now committed.
+  // Requires: args passed CheckApplyArgs().
+  // Errors: before anything is touched, kDataLoss with payload-free text if a
+  //   segment is broken (`*touched` false); later errors leave the state as
+  //   StateStore::Abandon() says.
+  // Blocks: for the work.
+  absl::StatusOr<storage::CommitRecord> Run(const StepUpdateContext& context,
+                                            const storage::CommitRecord& from,
+                                            const ApplyArgs& args,
+                                            ComputeTeam& team, bool* touched);
+
+ private:
+  absl::Status Update(const StepUpdateContext& context, const ApplyArgs& args,
+                      std::int64_t t, ComputeTeam& team);
+  void UpdateChunk(const StepUpdateContext& context, std::int64_t position,
+                   std::int64_t step);
+  static void Publish(const StepUpdateContext& context, std::int32_t unit,
+                      std::int64_t step);
+
+  std::vector<optim::AdamConstants> constants_;               // by group
+  std::unique_ptr<std::atomic<std::int32_t>[]> chunks_left_;  // by unit
+};
+
+// kDataLoss naming rank or segment if a page of a segment was lost.
+absl::Status CheckSegments(const ParamSegment& params, const RunGradients& run);
+
+}  // namespace stowage::core
