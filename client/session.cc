@@ -1,0 +1,297 @@
+#include "client/session.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "common/segment_format.h"
+#include "common/status_macros.h"
+#include "proto/job_codec.h"
+
+namespace stowage::client {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+class SessionImpl final : public Session {
+ public:
+  SessionImpl(std::shared_ptr<v1::Stowage::StubInterface> stub,
+              const AttachArgs& args, Layout layout, const RunSpec& run,
+              std::int32_t local_rank)
+      : layout_(std::move(layout)),
+        local_rank_(local_rank),
+        micro_steps_(run.micro_steps),
+        wait_timeout_(args.options.wait_timeout),
+        stub_(std::move(stub)),
+        stream_(*stub_, args.address) {}
+  ~SessionImpl() override = default;
+
+  absl::Status Attach(const AttachArgs& args, const JobSpec& job,
+                      const RunSpec& run) {
+    v1::ClientMessage message;
+    // In a container a pid alone may name two processes.
+    const std::string host = args.shm_dir.empty() ? "" : HostName();
+    proto::EncodeOpen(job, run, local_rank_, ::getpid(), host,
+                      message.mutable_open());
+    if (message.ByteSizeLong() >
+        static_cast<std::size_t>(proto::kMessageBytesMax)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "layout: its names take ", message.ByteSizeLong(),
+          " bytes on the wire, at most ", proto::kMessageBytesMax));
+    }
+    STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
+    STOWAGE_ASSIGN_OR_RETURN(AttachedAnswer answer,
+                             stream_.WaitAttached(wait_timeout_));
+    if (answer.layout_fingerprint != layout_.fingerprint()) {
+      return absl::InternalError(
+          "server and client compute different digests of this layout");
+    }
+    info_ = std::move(answer.info);
+    return MapSegments(args.shm_dir.empty() ? info_.shm_dir : args.shm_dir);
+  }
+
+  const Layout& layout() const override { return layout_; }
+  const AttachInfo& info() const override { return info_; }
+  std::int32_t local_rank() const override { return local_rank_; }
+
+  std::span<const std::byte> unit_params(std::int32_t unit) const override {
+    const Layout::Unit& u = UnitAt(unit);
+    return {
+        params_.data() + UnitParamOffsetBytes(layout_, unit),
+        static_cast<std::size_t>(u.elems * DtypeBytes(layout_.param_dtype()))};
+  }
+
+  std::span<std::byte> gradient_slot(std::int32_t micro,
+                                     std::int32_t unit) override {
+    const Layout::Unit& u = UnitAt(unit);
+    STOWAGE_CHECK(micro >= 0 && micro < micro_steps_);
+    // Kept slots: as many as micro steps, so the remainder is micro itself.
+    const std::int32_t slot = micro % info_.slots_per_rank;
+    return {gradients_.data() + UnitGradientOffsetBytes(layout_, slot, unit),
+            static_cast<std::size_t>(u.trainable_elems *
+                                     DtypeBytes(layout_.param_dtype()))};
+  }
+
+  absl::Status PutState(std::int32_t unit, std::int64_t begin_elems,
+                        std::span<const float> values) override {
+    const auto elems = static_cast<std::int64_t>(values.size());
+    STOWAGE_RETURN_IF_ERROR(CheckRange("put_state", unit, begin_elems, elems));
+    v1::ClientMessage message;
+    for (std::int64_t done = 0; done < elems; done += proto::kChunkValuesMax) {
+      const std::int64_t part = std::min(elems - done, proto::kChunkValuesMax);
+      proto::EncodePutState(unit, begin_elems + done,
+                            values.subspan(static_cast<std::size_t>(done),
+                                           static_cast<std::size_t>(part)),
+                            message.mutable_put_state());
+      STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status FinishInitialization() override {
+    v1::ClientMessage message;
+    message.mutable_finish_initialization();
+    STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
+    return stream_.WaitInitialized(wait_timeout_);
+  }
+
+  absl::Status SetForwardOrder(std::span<const std::int32_t> units) override {
+    v1::ClientMessage message;
+    proto::EncodeForwardOrder(units, message.mutable_set_forward_order());
+    return stream_.Send(message);
+  }
+
+  bool VersionReady(std::int32_t unit, std::int64_t step) const override {
+    return WordReached(Words(unit).version.load(std::memory_order_acquire),
+                       static_cast<std::uint32_t>(step));
+  }
+
+  absl::Status WaitVersion(std::int32_t unit, std::int64_t step) override {
+    return WaitWord("version", unit, Words(unit).version, step);
+  }
+
+  absl::Status WaitLanded(std::int32_t unit,
+                          std::int64_t micro_steps_total) override {
+    return WaitWord("landed micro steps", unit, Words(unit).landed,
+                    micro_steps_total);
+  }
+
+  absl::Status Notice(std::int64_t step, std::int32_t micro, std::int32_t unit,
+                      bool empty) override {
+    v1::ClientMessage message;
+    proto::EncodeNotice({step, micro, unit, empty}, message.mutable_notice());
+    notices_.fetch_add(1, std::memory_order_relaxed);
+    return stream_.Send(message);
+  }
+
+  absl::StatusOr<Verdict> Prepare(std::int64_t step,
+                                  std::span<const double> scalars) override {
+    const auto start = Clock::now();
+    v1::ClientMessage message;
+    proto::EncodePrepare(step, scalars, message.mutable_prepare());
+    STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
+    absl::StatusOr<Verdict> verdict = stream_.WaitVerdict(wait_timeout_);
+    if (verdict.ok() && verdict->step != step) {
+      return stream_.Break(absl::InternalError(
+          absl::StrCat("asked for the verdict of step ", step,
+                       ", got that of step ", verdict->step)));
+    }
+    const MutexLock lock(counters_mutex_);
+    counters_.prepare_seconds += SecondsSince(start);
+    return verdict;
+  }
+
+  absl::Status Apply(const ApplyArgs& args) override {
+    if (static_cast<std::int64_t>(args.client_state.size()) >
+        kClientStateBytesMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("client state of ", args.client_state.size(),
+                       " bytes, at most ", kClientStateBytesMax));
+    }
+    v1::ClientMessage message;
+    proto::EncodeApply(args, message.mutable_apply());
+    return stream_.Send(message);
+  }
+
+  absl::Status ReadState(std::int32_t unit, StateKind kind,
+                         std::int64_t begin_elems,
+                         std::span<float> out) override {
+    const auto elems = static_cast<std::int64_t>(out.size());
+    STOWAGE_RETURN_IF_ERROR(CheckRange("read_state", unit, begin_elems, elems));
+    if (elems == 0) return absl::OkStatus();
+    const proto::ReadStateArgs args{unit, kind, begin_elems, elems};
+    v1::ClientMessage message;
+    proto::EncodeReadState(args, message.mutable_read_state());
+    stream_.ExpectState(args, out);
+    if (absl::Status sent = stream_.Send(message); !sent.ok()) return sent;
+    return stream_.WaitState(wait_timeout_);
+  }
+
+  absl::Status Close(bool close_job) override {
+    v1::ClientMessage message;
+    message.mutable_close()->set_close_job(close_job);
+    STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
+    return stream_.WaitClosed(wait_timeout_);
+  }
+
+  absl::Status status() const override { return stream_.status(); }
+
+  SessionCounters counters() const override {
+    SessionCounters counters;
+    {
+      const MutexLock lock(counters_mutex_);
+      counters = counters_;
+    }
+    counters.notices = notices_.load(std::memory_order_relaxed);
+    return counters;
+  }
+
+ private:
+  static std::string HostName() {
+    std::array<char, 256> name{};
+    if (::gethostname(name.data(), name.size() - 1) != 0) return "";
+    return name.data();
+  }
+
+  absl::Status MapSegments(const std::string& folder) {
+    STOWAGE_ASSIGN_OR_RETURN(
+        params_,
+        MappedSegment::Map(
+            absl::StrCat(folder, "/", info_.param_segment),
+            ParamSegmentBytes(layout_), /*writable=*/false,
+            {kParamSegmentMagic, info_.job_id, layout_.fingerprint()}));
+    STOWAGE_ASSIGN_OR_RETURN(
+        gradients_,
+        MappedSegment::Map(
+            absl::StrCat(folder, "/", info_.gradient_segment),
+            GradientSegmentBytes(layout_, info_.slots_per_rank),
+            /*writable=*/true,
+            {kGradientSegmentMagic, info_.job_id, layout_.fingerprint()}));
+    return absl::OkStatus();
+  }
+
+  const Layout::Unit& UnitAt(std::int32_t unit) const {
+    STOWAGE_CHECK(unit >= 0 && unit < layout_.unit_count());
+    return layout_.units()[static_cast<std::size_t>(unit)];
+  }
+
+  const UnitWords& Words(std::int32_t unit) const {
+    STOWAGE_CHECK(unit >= 0 && unit < layout_.unit_count());
+    return reinterpret_cast<const UnitWords*>(params_.data() +
+                                              ParamWordsOffsetBytes())[unit];
+  }
+
+  absl::Status CheckRange(const char* what, std::int32_t unit,
+                          std::int64_t begin_elems, std::int64_t elems) const {
+    const std::int64_t unit_elems = UnitAt(unit).elems;
+    if (begin_elems < 0 || begin_elems > unit_elems ||
+        elems > unit_elems - begin_elems) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          what, ": elements ", begin_elems, " to ", begin_elems + elems,
+          " of unit \"", UnitAt(unit).name, "\", which has ", unit_elems));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status WaitWord(const char* what, std::int32_t unit,
+                        const std::atomic<std::uint32_t>& word,
+                        std::int64_t target) {
+    const auto target_word = static_cast<std::uint32_t>(target);
+    if (WordReached(word.load(std::memory_order_acquire), target_word)) {
+      return absl::OkStatus();
+    }
+    const auto start = Clock::now();
+    auto* header = reinterpret_cast<SegmentHeader*>(gradients_.data());
+    absl::Status status =
+        WaitForWord(word, target_word, header->waiters, wait_timeout_,
+                    [this] { return stream_.status(); });
+    if (absl::IsDeadlineExceeded(status) && stream_.status().ok()) {
+      status = stream_.Break(absl::DeadlineExceededError(absl::StrCat(
+          "unit \"", UnitAt(unit).name, "\" did not reach ", what, " ", target,
+          " within ",
+          std::chrono::duration_cast<std::chrono::seconds>(wait_timeout_)
+              .count(),
+          " s")));
+    }
+    const MutexLock lock(counters_mutex_);
+    counters_.version_waits += 1;
+    counters_.version_wait_seconds += SecondsSince(start);
+    return status;
+  }
+
+  const Layout layout_;
+  const std::int32_t local_rank_;
+  const std::int32_t micro_steps_;
+  const std::chrono::milliseconds wait_timeout_;
+  AttachInfo info_;  // constant after Attach, as are the mappings
+  MappedSegment params_;
+  MappedSegment gradients_;
+  std::atomic<std::int64_t> notices_{0};
+  mutable Mutex counters_mutex_;
+  SessionCounters counters_ GUARDED_BY(counters_mutex_);
+  std::shared_ptr<v1::Stowage::StubInterface> stub_;  // shared with the client
+  SessionStream stream_;  // last: its reader ends before the rest goes
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Session>> AttachSession(
+    std::shared_ptr<v1::Stowage::StubInterface> stub, const AttachArgs& args,
+    const JobSpec& job, const RunSpec& run, std::int32_t local_rank) {
+  STOWAGE_RETURN_IF_ERROR(proto::CheckJobName(job.name));
+  STOWAGE_ASSIGN_OR_RETURN(Layout layout, Layout::Create(job.layout));
+  auto session = std::make_unique<SessionImpl>(
+      std::move(stub), args, std::move(layout), run, local_rank);
+  STOWAGE_RETURN_IF_ERROR(session->Attach(args, job, run));
+  return std::unique_ptr<Session>(std::move(session));
+}
+
+}  // namespace stowage::client

@@ -1,0 +1,233 @@
+#include "client/session_stream.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/connection.h"
+#include "common/status_macros.h"
+#include "proto/grpc_status.h"
+#include "proto/job_codec.h"
+
+namespace stowage::client {
+namespace {
+
+// For the reason of a write that failed, which the reader hears.
+constexpr std::chrono::seconds kReasonLimit{5};
+
+absl::Status Unexpected(const char* what) {
+  return absl::InternalError(
+      absl::StrCat("the server sent what nobody asked for: ", what));
+}
+
+}  // namespace
+
+SessionStream::SessionStream(v1::Stowage::StubInterface& stub,
+                             std::string address)
+    : address_(std::move(address)), stream_(stub.RunSession(&context_)) {
+  reader_ = std::thread([this] { RunReader(); });
+}
+
+SessionStream::~SessionStream() {
+  bool ended = false;
+  {
+    const MutexLock lock(mutex_);
+    ended = ended_;
+  }
+  if (!ended) context_.TryCancel();
+  reader_.join();
+}
+
+absl::Status SessionStream::Send(const v1::ClientMessage& message) {
+  STOWAGE_RETURN_IF_ERROR(status());
+  bool written = false;
+  {
+    const MutexLock lock(write_mutex_);
+    written = !writes_ended_ && stream_->Write(message);
+  }
+  if (written) return absl::OkStatus();
+  const MutexLock lock(mutex_);
+  const auto limit = std::chrono::steady_clock::now() + kReasonLimit;
+  while (status_.ok() && std::chrono::steady_clock::now() < limit) {
+    changed_.WaitFor(mutex_, kReasonLimit);
+  }
+  return BreakLocked(absl::UnavailableError(
+      absl::StrCat("stowd at ", address_, " went away")));
+}
+
+absl::StatusOr<AttachedAnswer> SessionStream::WaitAttached(
+    std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  STOWAGE_RETURN_IF_ERROR(
+      WaitUntil(timeout, "attach", [this] { return attached_.has_value(); }));
+  return *attached_;
+}
+
+absl::Status SessionStream::WaitInitialized(std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  return WaitUntil(timeout, "finish_initialization",
+                   [this] { return initialized_; });
+}
+
+absl::StatusOr<Verdict> SessionStream::WaitVerdict(
+    std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  STOWAGE_RETURN_IF_ERROR(WaitUntil(timeout, "prepare (a rank may be missing)",
+                                    [this] { return verdict_.has_value(); }));
+  Verdict verdict = std::move(*verdict_);
+  verdict_.reset();
+  return verdict;
+}
+
+absl::Status SessionStream::WaitClosed(std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  return WaitUntil(timeout, "close", [this] { return closed_ && ended_; });
+}
+
+void SessionStream::ExpectState(const proto::ReadStateArgs& args,
+                                std::span<float> out) {
+  const MutexLock lock(mutex_);
+  read_ = PendingRead{args, out, 0};
+}
+
+absl::Status SessionStream::WaitState(std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  const absl::Status status = WaitUntil(timeout, "read_state", [this] {
+    return read_->filled_elems == read_->args.elems;
+  });
+  read_.reset();  // the caller's memory is its own again
+  return status;
+}
+
+absl::Status SessionStream::Break(const absl::Status& status) {
+  const MutexLock lock(mutex_);
+  return BreakLocked(status);
+}
+
+absl::Status SessionStream::BreakLocked(const absl::Status& status) {
+  if (status_.ok()) {
+    status_ = status;
+    broken_.store(true);
+    changed_.NotifyAll();
+  }
+  return status_;
+}
+
+absl::Status SessionStream::status() const {
+  if (!broken_.load(std::memory_order_acquire)) return absl::OkStatus();
+  const MutexLock lock(mutex_);
+  return status_;
+}
+
+template <typename Done>
+absl::Status SessionStream::WaitUntil(std::chrono::milliseconds timeout,
+                                      const char* what, Done done) {
+  const auto end = std::chrono::steady_clock::now() + timeout;
+  while (true) {
+    if (done()) return absl::OkStatus();
+    if (!status_.ok()) return status_;
+    const auto now = std::chrono::steady_clock::now();
+    if (now >= end) break;
+    changed_.WaitFor(mutex_, end - now);
+  }
+  return BreakLocked(absl::DeadlineExceededError(absl::StrCat(
+      "stowd at ", address_, ": no answer to ", what, " within ",
+      std::chrono::duration_cast<std::chrono::seconds>(timeout).count(),
+      " s")));
+}
+
+void SessionStream::RunReader() {
+  v1::ServerMessage message;
+  while (stream_->Read(&message)) {
+    const absl::Status taken = Take(message);
+    if (!taken.ok()) {
+      Break(taken).IgnoreError();
+      EndWrites();
+    }
+  }
+  EndWrites();
+  const grpc::Status finished = stream_->Finish();
+  const MutexLock lock(mutex_);
+  ended_ = true;
+  if (!closed_ || !finished.ok()) {
+    BreakLocked(finished.ok()
+                    ? absl::UnavailableError(absl::StrCat("stowd at ", address_,
+                                                          " ended the session"))
+                    : ToClientStatus(finished, address_))
+        .IgnoreError();
+  } else {
+    BreakLocked(absl::FailedPreconditionError("the session is closed"))
+        .IgnoreError();
+  }
+  changed_.NotifyAll();
+}
+
+absl::Status SessionStream::Take(const v1::ServerMessage& message) {
+  switch (message.kind_case()) {
+    case v1::ServerMessage::kVerdict: {
+      STOWAGE_ASSIGN_OR_RETURN(Verdict verdict,
+                               proto::DecodeVerdict(message.verdict()));
+      {
+        const MutexLock lock(mutex_);
+        verdict_ = std::move(verdict);
+      }
+      changed_.NotifyAll();
+      return absl::OkStatus();
+    }
+    case v1::ServerMessage::kStateChunk:
+      return TakeChunk(message.state_chunk());
+    case v1::ServerMessage::kAttached: {
+      AttachedAnswer answer;
+      STOWAGE_ASSIGN_OR_RETURN(
+          answer.info, proto::DecodeAttachInfo(message.attached().info()));
+      answer.layout_fingerprint = message.attached().layout_fingerprint();
+      const MutexLock lock(mutex_);
+      if (attached_.has_value()) return Unexpected("attached");
+      attached_ = std::move(answer);
+      break;
+    }
+    case v1::ServerMessage::kInitialized: {
+      const MutexLock lock(mutex_);
+      initialized_ = true;
+      break;
+    }
+    case v1::ServerMessage::kClosed: {
+      const MutexLock lock(mutex_);
+      closed_ = true;
+      break;
+    }
+    case v1::ServerMessage::kFailed:
+      return proto::StatusFromWire(message.failed().code(),
+                                   message.failed().message());
+    case v1::ServerMessage::KIND_NOT_SET:
+      return Unexpected("a message of no known kind");
+  }
+  changed_.NotifyAll();
+  return absl::OkStatus();
+}
+
+absl::Status SessionStream::TakeChunk(const v1::StateChunk& message) {
+  STOWAGE_RETURN_IF_ERROR(proto::DecodeStateChunk(message, &chunk_));
+  const MutexLock lock(mutex_);
+  const auto elems = static_cast<std::int64_t>(chunk_.values.size());
+  if (!read_.has_value() || chunk_.unit != read_->args.unit ||
+      chunk_.kind != read_->args.kind ||
+      chunk_.begin_elems != read_->args.begin_elems + read_->filled_elems ||
+      elems > read_->args.elems - read_->filled_elems) {
+    return Unexpected("a state chunk out of order");
+  }
+  std::copy(chunk_.values.begin(), chunk_.values.end(),
+            read_->out.begin() + read_->filled_elems);
+  read_->filled_elems += elems;
+  if (read_->filled_elems == read_->args.elems) changed_.NotifyAll();
+  return absl::OkStatus();
+}
+
+void SessionStream::EndWrites() {
+  const MutexLock lock(write_mutex_);
+  if (writes_ended_) return;
+  writes_ended_ = true;
+  stream_->WritesDone();
+}
+
+}  // namespace stowage::client

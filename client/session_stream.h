@@ -1,0 +1,112 @@
+// One RunSession stream from the client's side: ordered writes, one reader.
+//
+// A reader thread takes every answer and every bad news as it comes, so that a
+// rank that computes for minutes still learns that its peer died. Writers lock
+// and write; nothing waits for a round trip but the Wait functions. A Prepare
+// costs one hand-over from the reader to the waiting thread (measured: see
+// client/README.md), which buys a stream that always has a reader.
+//
+// Private to client/: it shows gRPC types.
+
+#pragma once
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/support/sync_stream.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/job_spec.h"
+#include "common/mutex.h"
+#include "proto/session_codec.h"
+
+#include "stowage/v1/service.grpc.pb.h"
+
+namespace stowage::client {
+
+struct AttachedAnswer {
+  AttachInfo info;
+  std::uint64_t layout_fingerprint = 0;
+};
+
+// Thread safety: Send() and status() by any thread; the Wait functions by one
+//   thread at a time.
+// Errors: once the stream has failed, everything returns that first status.
+// Shutdown: the destructor cancels a stream that was not closed, and joins.
+class SessionStream {
+ public:
+  SessionStream(v1::Stowage::StubInterface& stub, std::string address);
+  SessionStream(const SessionStream&) = delete;
+  SessionStream& operator=(const SessionStream&) = delete;
+  ~SessionStream();
+
+  // Blocks: on the transport's back-pressure only.
+  absl::Status Send(const v1::ClientMessage& message);
+
+  // All Wait functions. Errors: kDeadlineExceeded, after which the stream is
+  // broken. `what` completes "no answer to <what> within N s".
+  absl::StatusOr<AttachedAnswer> WaitAttached(
+      std::chrono::milliseconds timeout);
+  absl::Status WaitInitialized(std::chrono::milliseconds timeout);
+  absl::StatusOr<Verdict> WaitVerdict(std::chrono::milliseconds timeout);
+  absl::Status WaitClosed(std::chrono::milliseconds timeout);
+
+  // Announces where the chunks of a ReadState that is sent next go; then waits
+  // for them.
+  void ExpectState(const proto::ReadStateArgs& args, std::span<float> out);
+  absl::Status WaitState(std::chrono::milliseconds timeout);
+
+  // Breaks the stream with `status` unless it is broken already.
+  // Returns: what broke it first.
+  absl::Status Break(const absl::Status& status);
+
+  // OK while the stream works. Cost: one atomic load while it does.
+  absl::Status status() const;
+
+ private:
+  using Stream =
+      grpc::ClientReaderWriterInterface<v1::ClientMessage, v1::ServerMessage>;
+
+  // Where a ReadState's answer goes.
+  struct PendingRead {
+    proto::ReadStateArgs args;
+    std::span<float> out;
+    std::int64_t filled_elems = 0;
+  };
+
+  void RunReader();
+  absl::Status Take(const v1::ServerMessage& message);
+  absl::Status TakeChunk(const v1::StateChunk& message);
+  void EndWrites();
+  template <typename Done>
+  absl::Status WaitUntil(std::chrono::milliseconds timeout, const char* what,
+                         Done done) REQUIRES(mutex_);
+  absl::Status BreakLocked(const absl::Status& status) REQUIRES(mutex_);
+
+  const std::string address_;
+  grpc::ClientContext context_;
+  std::unique_ptr<Stream> stream_;
+  Mutex write_mutex_;  // before mutex_
+  bool writes_ended_ GUARDED_BY(write_mutex_) = false;
+  std::atomic<bool> broken_{false};
+  mutable Mutex mutex_;
+  CondVar changed_;
+  absl::Status status_ GUARDED_BY(mutex_);
+  std::optional<AttachedAnswer> attached_ GUARDED_BY(mutex_);
+  bool initialized_ GUARDED_BY(mutex_) = false;
+  std::optional<Verdict> verdict_ GUARDED_BY(mutex_);
+  std::optional<PendingRead> read_ GUARDED_BY(mutex_);
+  bool closed_ GUARDED_BY(mutex_) = false;  // the server said Closed
+  bool ended_ GUARDED_BY(mutex_) = false;   // the call has ended
+  proto::StateChunkArgs chunk_;             // the reader's
+  std::thread reader_;
+};
+
+}  // namespace stowage::client
