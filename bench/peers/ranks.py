@@ -6,8 +6,10 @@ object as the last line of its output.
 """
 
 import argparse
+import ctypes
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -59,6 +61,11 @@ def summary(values_ms) -> dict:
             "max": round(max(values_ms), 3)}
 
 
+def die_with_parent():
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def launch(args: argparse.Namespace, timeout_s: float = 900) -> dict:
     """Starts this same script once per rank. Returns the joined report."""
     with tempfile.TemporaryDirectory(prefix="stowage-peer-") as folder:
@@ -68,13 +75,15 @@ def launch(args: argparse.Namespace, timeout_s: float = 900) -> dict:
             env = dict(os.environ, RANK=str(rank), LOCAL_RANK=str(rank),
                        WORLD_SIZE=str(args.ranks), LOCAL_WORLD_SIZE=str(args.ranks),
                        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-                       OMP_NUM_THREADS="1", MKL_NUM_THREADS="1",
+                       OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", DS_ACCELERATOR="cpu",
+                       TORCH_EXTENSIONS_DIR=os.path.join(sys.prefix, "extensions"),
+                       PATH=os.path.join(sys.prefix, "bin") + ":" + os.environ["PATH"],
                        STOWAGE_BENCH_REPORT=f"{folder}/{rank}.json")
             if args.malloc == "tuned":
                 env.update(TUNED_MALLOC)
             with open(f"{folder}/{rank}.log", "wb") as log:
                 ranks.append(subprocess.Popen([sys.executable, "-W", "ignore"] + sys.argv,
-                                              env=env, stdin=subprocess.DEVNULL,
+                                              env=env, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL,
                                               stdout=log, stderr=subprocess.STDOUT))
         try:
             wait_for(ranks, folder, timeout_s)

@@ -82,7 +82,6 @@ def run_rank(args):
 
 if __name__ == "__main__":
     arguments = ranks.arguments(__doc__)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if ranks.is_rank():
         run_rank(arguments)
     else:

@@ -43,7 +43,7 @@ def run_rank(args):
     done = dist.barrier(async_op=True)
     while not done.is_completed():
         step(0, lambda: None)
-    clock.report(peer="plain", version=torch.__version__, precision="bf16",
+    clock.report(peer="plain", version=torch.__version__,
                  parameters=gpt.parameter_count(model))
     dist.destroy_process_group()
 
