@@ -1,0 +1,121 @@
+#include "engine/config/json_text.h"
+
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstddef>
+
+#include "engine/config/text.h"
+#include "engine/config/utf8.h"
+
+namespace stowage::engine::config {
+namespace {
+
+// One level of NestedJson(): names in order, each a leaf or an object.
+struct Node {
+  std::string name;
+  std::string json;  // of a leaf
+  std::vector<Node> children;
+};
+
+Node& Child(Node& parent, std::string_view name) {
+  for (Node& child : parent.children) {
+    if (child.name == name) return child;
+  }
+  parent.children.push_back(Node{std::string(name), {}, {}});
+  return parent.children.back();
+}
+
+void Print(const Node& node, int depth, std::string& out) {
+  if (!node.json.empty()) {
+    out += node.json;
+    return;
+  }
+  const std::string indent(static_cast<std::size_t>(depth) * 2, ' ');
+  out += "{\n";
+  for (std::size_t i = 0; i < node.children.size(); ++i) {
+    Append(&out, indent, "  ", JsonString(node.children[i].name), ": ");
+    Print(node.children[i], depth + 1, out);
+    out += i + 1 < node.children.size() ? ",\n" : "\n";
+  }
+  Append(&out, indent, "}");
+}
+
+}  // namespace
+
+std::string JsonString(std::string_view text) {
+  std::string out = "\"";
+  for (std::size_t i = 0; i < text.size();) {
+    const char c = text[i];
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x80) {
+      const std::size_t length = Utf8Length(text.substr(i));
+      if (length == 0) {
+        out += "\\ufffd";
+        ++i;
+      } else {
+        out += text.substr(i, length);
+        i += length;
+      }
+      continue;
+    }
+    ++i;
+    switch (c) {
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      default:
+        if (byte < 0x20 || byte == 0x7f) {
+          constexpr char kHex[] = "0123456789abcdef";
+          out += "\\u00";
+          out += kHex[byte >> 4];
+          out += kHex[byte & 15U];
+        } else {
+          out += c;
+        }
+    }
+  }
+  out += '"';
+  return out;
+}
+
+std::string JsonNumber(double value) {
+  if (std::isnan(value)) return "NaN";
+  if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
+  if (std::fabs(value) < 1e15 && std::trunc(value) == value) {
+    return Cat(static_cast<std::int64_t>(value));
+  }
+  std::array<char, 32> buffer{};
+  const auto [end, error] =
+      std::to_chars(buffer.data(), buffer.data() + buffer.size(), value);
+  return std::string(buffer.data(), end);
+}
+
+std::string NestedJson(const std::vector<JsonLeaf>& leaves) {
+  Node root;
+  for (const JsonLeaf& leaf : leaves) {
+    Node* node = &root;
+    for (const std::string_view part : Split(leaf.path, '.')) {
+      node = &Child(*node, part);
+    }
+    node->json = leaf.json;
+  }
+  std::string out;
+  Print(root, 0, out);
+  out += '\n';
+  return out;
+}
+
+}  // namespace stowage::engine::config

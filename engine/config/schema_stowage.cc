@@ -1,0 +1,100 @@
+#include "engine/config/schema.h"
+
+namespace stowage::engine::config {
+namespace {
+
+using enum KeyType;
+
+constexpr Key kKeys[] = {
+    {.path = "stowage",
+     .type = kBlock,
+     .effect = "settings of our own, which DeepSpeed does not have",
+     .difference = "ours; DeepSpeed ignores the block"},
+    {.path = "stowage.server",
+     .type = kString,
+     .def = "\"\"",
+     .effect = "address, \"unix:/path\" or \"host:port\"; empty: a private "
+               "server"},
+    {.path = "stowage.job",
+     .type = kString,
+     .def = "\"\"",
+     .effect = "name of the job in the server; empty: the trainer chooses"},
+    {.path = "stowage.durability",
+     .type = kEnum,
+     .def = "\"memory\"",
+     .choices = "memory|process|power",
+     .effect = "what the state survives: the trainer, kill -9 of the server, "
+               "a power loss",
+     .tests = "CheckSupported.NamesWhatIsNotThereYet"},
+    {.path = "stowage.memory_budget",
+     .type = kBytes,
+     .def = "0",
+     .min = 0,
+     .effect = "bytes of the server's memory the job may use; 0: the server's "
+               "own limit"},
+    {.path = "stowage.nvme_budget",
+     .type = kBytes,
+     .def = "0",
+     .min = 0,
+     .needs = Needs::kAnyNvme,
+     .effect = "bytes of disk the job may use; 0: what is free"},
+    {.path = "stowage.kept_steps",
+     .type = kInt,
+     .def = "1",
+     .min = 1,
+     .max = 1024,
+     .needs = Needs::kAnyNvme,
+     .effect = "committed steps kept on disk"},
+    {.path = "stowage.exchange",
+     .type = kEnum,
+     .def = "\"auto\"",
+     .choices = "auto|segments|c10d",
+     .effect = "how ranks exchange parameters and gradients; auto: segments "
+               "on one host",
+     .tests = "CheckSupported.NamesWhatIsNotThereYet"},
+    {.path = "stowage.server_threads",
+     .type = kInt,
+     .def = "0",
+     .min = 0,
+     .max = 1024,
+     .effect = "compute threads of a private server; 0: one a core"},
+    {.path = "stowage.shm_dir",
+     .type = kString,
+     .def = "\"\"",
+     .effect = "tmpfs folder of a private server's segments; empty: its own "
+               "choice"},
+    {.path = "stowage.jsonl_monitor",
+     .type = kBlock,
+     .effect = "one JSON object per step in events.jsonl"},
+    {.path = "stowage.jsonl_monitor.enabled",
+     .type = kBool,
+     .def = "false",
+     .effect = "rank 0 writes the file",
+     .tests = "JsonlMonitor.OneObjectPerX"},
+    {.path = "stowage.jsonl_monitor.output_path",
+     .type = kString,
+     .def = "\"\"",
+     .needs = Needs::kJsonl,
+     .effect = "folder of job_name; empty: the working folder"},
+    {.path = "stowage.jsonl_monitor.job_name",
+     .type = kString,
+     .def = "\"DeepSpeedJobName\"",
+     .needs = Needs::kJsonl,
+     .effect = "folder of the file"},
+    {.path = "stowage.compat",
+     .type = kBlock,
+     .effect = "which of DeepSpeed's versions to follow where they differ"},
+    {.path = "stowage.compat.gradient_clipping_default",
+     .type = kEnum,
+     .def = "\"1.0\"",
+     .choices = "1.0|0.0",
+     .effect = "what an absent gradient_clipping means: \"1.0\" as since "
+               "0.19.3, \"0.0\" as before",
+     .tests = "Resolve.AbsentClippingIsOneUnlessCompatSaysZero"},
+};
+
+}  // namespace
+
+std::span<const Key> StowageKeys() { return kKeys; }
+
+}  // namespace stowage::engine::config

@@ -1,0 +1,66 @@
+// What this build recognises but cannot do yet, with the reason.
+
+#include "absl/status/status.h"
+#include "engine/config/config.h"
+#include "engine/config/settings.h"
+#include "engine/config/text.h"
+
+namespace stowage::engine::config {
+
+absl::Status CheckSupported(const Config& config) {
+  ErrorList errors;
+  const auto refuse = [&](std::string_view key, std::string_view value,
+                          std::string_view why) {
+    errors.Add(Cat(key, " = ", value, " is not available yet: ", why), true);
+  };
+  const ZeroOptimization& zero = config.zero_optimization;
+  if (zero.stage == 0) {
+    refuse("zero_optimization.stage", "0",
+           "the state lives in the server, which needs stage 1, 2 or 3");
+  }
+  if (zero.offload_optimizer.device == OffloadDevice::kNvme) {
+    refuse("zero_optimization.offload_optimizer.device", "\"nvme\"",
+           "the server keeps the state in memory; take \"cpu\"");
+  }
+  if (zero.offload_param.device == OffloadDevice::kNvme) {
+    refuse("zero_optimization.offload_param.device", "\"nvme\"",
+           "the server keeps parameters in memory; take \"cpu\"");
+  }
+  if (zero.stage > 0 && zero.offload_optimizer.device == OffloadDevice::kNone) {
+    refuse("zero_optimization.offload_optimizer.device", "\"none\"",
+           "optimizer state lives in the server; take \"cpu\"");
+  }
+  if (zero.stage == 3 && zero.offload_param.device == OffloadDevice::kNone) {
+    refuse("zero_optimization.offload_param.device", "\"none\"",
+           "in stage 3 parameters live in the server; take \"cpu\"");
+  }
+  if (zero.offload_optimizer.ratio < 1) {
+    refuse("zero_optimization.offload_optimizer.ratio",
+           Cat(zero.offload_optimizer.ratio),
+           "the whole optimizer runs in the server; take 1.0");
+  }
+  switch (config.optimizer.type) {
+    case OptimizerType::kNone:
+    case OptimizerType::kAdam:
+    case OptimizerType::kAdamW:
+      break;
+    case OptimizerType::kLamb:
+    case OptimizerType::kOneBitAdam:
+    case OptimizerType::kOneBitLamb:
+      refuse("optimizer.type",
+             Cat("\"", OptimizerTypeName(config.optimizer.type), "\""),
+             "the server has kernels for Adam and AdamW");
+  }
+  if (config.stowage.exchange == ExchangeKind::kC10d) {
+    refuse("stowage.exchange", "\"c10d\"",
+           "ranks exchange through segments of one host");
+  }
+  if (config.stowage.durability != Durability::kMemory) {
+    refuse("stowage.durability",
+           Cat("\"", DurabilityName(config.stowage.durability), "\""),
+           "the state survives the trainer, not the server; take \"memory\"");
+  }
+  return errors.ToStatus();
+}
+
+}  // namespace stowage::engine::config
