@@ -1,0 +1,67 @@
+// stowctl: look into a stowd from a terminal.
+
+#include <cstdio>
+
+#include "absl/strings/str_format.h"
+#include "cli/command.h"
+#include "proto/address.h"
+#include <CLI/CLI.hpp>
+
+namespace {
+
+constexpr char kFooter[] = R"(Examples:
+  stowctl info                          the default server
+  stowctl --server unix:/run/s/stowd.sock jobs
+  stowctl jobs --json | jq '.[].name'
+  stowctl job show my-run               steps done, memory, time spent
+  stowctl job drop my-run               free a job that nobody will resume
+
+The server is --server, else $STOWAGE_SERVER, else the address that stowd
+listens on by itself.
+
+Exit codes: 0 done; 1 the server refused, with the reason; 2 wrong arguments;
+3 no server answers, or one of another protocol version.)";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  stowage::cli::Invocation invocation;
+  invocation.server = stowage::proto::DefaultAddress();
+  CLI::App app{"stowctl shows and manages the jobs of a stowd.", "stowctl"};
+  app.footer(kFooter);
+  app.set_version_flag("--version", "stowctl " STOWAGE_VERSION);
+  app.require_subcommand(1);
+  app.add_option("--server", invocation.server,
+                 "Address of the server: unix:/path or host:port")
+      ->capture_default_str();
+  app.add_option("--timeout", invocation.timeout_seconds,
+                 "Seconds to wait for the server to answer")
+      ->check(CLI::Range(0.1, 600.0))
+      ->capture_default_str();
+  stowage::cli::AddInfoCommand(app, invocation);
+  stowage::cli::AddJobCommands(app, invocation);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? stowage::cli::kExitOk
+                                : stowage::cli::kExitUsage;
+  }
+  const absl::Status status = invocation.run();
+  if (status.ok()) return stowage::cli::kExitOk;
+  absl::FPrintF(stderr, "stowctl: %s\n", status.message());
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      return stowage::cli::kExitUsage;
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kDeadlineExceeded:
+      return stowage::cli::kExitUnreachable;
+    case absl::StatusCode::kFailedPrecondition:
+      // Only Connect() says so before a command has run.
+      return status.message().find("protocol version") !=
+                     absl::string_view::npos
+                 ? stowage::cli::kExitUnreachable
+                 : stowage::cli::kExitRefused;
+    default:
+      return stowage::cli::kExitRefused;
+  }
+}
