@@ -1,0 +1,27 @@
+# Draws the demo's picture from the CSV monitor's files.
+# Called with the variables loss, scale (may be empty) and picture.
+set terminal pngcairo size 960,540 font 'sans,11'
+set output picture
+set datafile separator ','
+set key top right opaque
+set grid ytics lc rgb '#dddddd'
+set border 3
+set xlabel 'step'
+set ylabel 'loss (nats per byte)'
+set tics nomirror
+# The files count samples; their first row is the first step.
+stats loss using 1 every ::1 nooutput name 'samples'
+batch = samples_min
+if (strlen(scale) > 0) {
+  set border 11
+  set y2label 'loss scale'
+  set logscale y2 2
+  set format y2 '2^{%L}'
+  set y2tics 2
+  stats scale using 2 every ::1 nooutput name 'scales'
+  set y2range [scales_min / 2 : scales_max * 4]
+  plot loss using ($1 / batch):2 every ::1 with lines lw 2 lc rgb '#1f6fb4' title 'loss', \
+       scale using ($1 / batch):2 every ::1 axes x1y2 with steps lw 1.5 lc rgb '#d97a1a' title 'loss scale'
+} else {
+  plot loss using ($1 / batch):2 every ::1 with lines lw 2 lc rgb '#1f6fb4' title 'loss'
+}
