@@ -21,7 +21,7 @@ import time
 # allocator instead of being mapped and faulted in anew each step.
 TUNED_MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
@@ -40,6 +40,8 @@ def arguments(description: str) -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--lr", type=float, default=3e-4)
     p.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    p.add_argument("--products", choices=["auto", "torch", "wide"], default="auto",
+                   help="how 16-bit matrices are multiplied: see gpt.py")
     p.add_argument("--malloc", choices=["default", "tuned"], default="default")
     args = p.parse_args()
     args.heads = args.heads or max(1, args.width // 64)

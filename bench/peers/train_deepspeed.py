@@ -50,6 +50,7 @@ def run_rank(args):
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
     deepspeed.init_distributed("gloo")
     torch.manual_seed(args.seed)
+    products = gpt.use_products(args.products)
     shape = gpt.Shape(args.layers, args.width, args.heads, args.context)
     config = deepspeed_config(args)
     with deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
@@ -75,6 +76,7 @@ def run_rank(args):
     clock.run(step)
     clock.report(peer="deepspeed", version=deepspeed.__version__, torch=torch.__version__,
                  parameters=count,
+                 products=products,
                  optimizer=type(engine.optimizer.optimizer).__name__)
     dist.barrier()
     os._exit(0)  # its threads do not always end by themselves

@@ -18,6 +18,7 @@ def run_rank(args):
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
     dist.init_process_group("gloo")
     torch.manual_seed(args.seed)
+    products = gpt.use_products(args.products)
     shape = gpt.Shape(args.layers, args.width, args.heads, args.context)
     model = gpt.Gpt(shape)
     count = gpt.parameter_count(model)
@@ -46,7 +47,8 @@ def run_rank(args):
 
     dist.barrier()
     clock.run(step)
-    clock.report(peer="fsdp2", version=torch.__version__, parameters=count)
+    clock.report(peer="fsdp2", version=torch.__version__, parameters=count,
+                 products=products)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -20,6 +20,7 @@ def run_rank(args):
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
     dist.init_process_group("gloo")  # only so that the ranks start together
     torch.manual_seed(args.seed)
+    products = gpt.use_products(args.products)
     shape = gpt.Shape(args.layers, args.width, args.heads, args.context)
     model = gpt.Gpt(shape).to(dtype)
     data = gpt.Windows(args.data, args.context, args.seed)
@@ -44,7 +45,8 @@ def run_rank(args):
     while not done.is_completed():
         step(0, lambda: None)
     clock.report(peer="plain", version=torch.__version__,
-                 parameters=gpt.parameter_count(model))
+                 parameters=gpt.parameter_count(model),
+                 products=products)
     dist.destroy_process_group()
 
 

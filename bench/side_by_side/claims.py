@@ -1,0 +1,148 @@
+"""What the project set out to reach, each beside what this run measured.
+
+A claim whose figures are missing stays "not measured"; it is never filled in
+from another run.
+"""
+
+import statistics
+
+MIB = 1 << 20
+
+
+def figures(entry, get):
+    """get() over the rounds of one side; None if the side was not measured."""
+    if not entry or "rounds" not in entry:
+        return None
+    try:
+        values = [get(r) for r in entry["rounds"]]
+    except (KeyError, TypeError):
+        return None
+    return values if values and all(v is not None for v in values) else None
+
+
+def ratio(above, below):
+    """Median of the rounds' own ratios."""
+    if above is None or below is None:
+        return None
+    return statistics.median(a / b for a, b in zip(above, below))
+
+
+def difference(above, below):
+    if above is None or below is None:
+        return None
+    return statistics.median(a - b for a, b in zip(above, below))
+
+
+def median(values):
+    return None if values is None else statistics.median(values)
+
+
+def claim(what, value, sign, target, unit=""):
+    met = None
+    if value is not None:
+        met = value >= target if sign == ">=" else value <= target
+    return {"what": what, "value": None if value is None else round(value, 4),
+            "target": f"{sign} {target}", "unit": unit, "met": met}
+
+
+def kernel_claims(section):
+    ours = section.get("ours")
+
+    def ms(name):
+        return figures(ours, lambda r: r[name]["ms"])
+
+    def rate(name):
+        return figures(ours, lambda r: r[name]["bytes_per_second"])
+
+    def theirs(size, peer):
+        return figures(section.get("peers"), lambda r: r[size][peer]["median"])
+
+    adam, small = ms("adam_1_slot/64M"), ms("adam_1_slot/1M")
+    return [
+        claim("kernel, 64 M: share of the measured memory ceiling",
+              ratio(ms("ceiling_adam_accesses_1_slot/64M"), adam), ">=", 0.95),
+        claim("that ceiling over read-modify-write in place, in bytes per second",
+              ratio(rate("ceiling_adam_accesses_1_slot/64M"), rate("ceiling_read_modify_write/64M")),
+              ">=", 0.9),
+        claim("kernel, 64 M: torch fused AdamW (fp32) / ours", ratio(theirs("64M", "torch_fused"), adam),
+              ">=", 1.1, "x"),
+        claim("kernel, 64 M: DeepSpeedCPUAdam and bf16 copy / ours",
+              ratio(theirs("64M", "deepspeed_copy"), adam), ">=", 1.6, "x"),
+        claim("kernel, 1 M: torch fused AdamW (fp32) / ours", ratio(theirs("1M", "torch_fused"), small),
+              ">=", 1.0, "x"),
+        claim("kernel, 1 M: DeepSpeedCPUAdam and bf16 copy / ours",
+              ratio(theirs("1M", "deepspeed_copy"), small), ">=", 1.0, "x"),
+    ]
+
+
+def chain_claims(section):
+    out = []
+    for gradients, name, target in ((1, "chain_1_slot/64M", 3.0), (2, "chain_2_slots/64M", 3.5)):
+        theirs = figures(section.get(f"deepspeed_{gradients}"), lambda r: r["ms"]["median"])
+        ours = figures(section.get("ours"), lambda r: r[name]["ms"])
+        word = "one gradient" if gradients == 1 else "two ranks' gradients"
+        out.append(claim(f"chain, 64 M, {word}: DeepSpeed / ours", ratio(theirs, ours), ">=", target, "x"))
+    return out
+
+
+def service_claims(section):
+    def ms(name):
+        return figures(section.get("ours"), lambda r: r[name]["ms"])
+
+    idle = ms("service_empty_step")
+    return [
+        claim("service, 64 M: through stowd / in process",
+              ratio(ms("service_chain/64M"), ms("in_process_chain/64M")), "<=", 1.06, "x"),
+        claim("service, 1 M: through stowd - in process",
+              difference(ms("service_chain/1M"), ms("in_process_chain/1M")), "<=", 0.7, "ms"),
+        claim("service: prepare and apply with nothing to do",
+              None if idle is None else median(idle) * 1e3, "<=", 80, "us"),
+    ]
+
+
+def training_claims(section):
+    limits = {"25M": 1.3, "85M": 1.4, "25M micro batch 4": 1.2}
+    out = []
+    for model, limit in limits.items():
+        entry = section.get(model, {})
+
+        def ms(side):
+            return figures(entry.get(side), lambda r: r["step_ms"]["median"])
+
+        ours = ms("ours")
+        if "micro" not in model:
+            out.append(claim(f"training {model}: DeepSpeed / ours, time of a step",
+                             ratio(ms("deepspeed"), ours), ">=", 3.5, "x"))
+        out.append(claim(f"training {model}: ours / plain forward and backward",
+                         ratio(ours, ms("plain")), "<=", limit, "x"))
+    return out
+
+
+def memory_claims(section):
+    def growth(side):
+        small = figures(section.get(f"{side} 25M"), lambda r: r["peak_bytes"])
+        large = figures(section.get(f"{side} 85M"), lambda r: r["peak_bytes"])
+        if small is None or large is None:
+            return None
+        return (large[0] - small[0]) / PARAMETERS_MORE
+
+    ours, theirs = growth("ours"), growth("deepspeed")
+    out = [claim("memory, 25 M to 85 M: bytes a parameter, ours", ours, "<=", 20, "B")]
+    less = None if ours is None or theirs is None else ours - theirs
+    out.append(claim("memory, 25 M to 85 M: bytes a parameter, ours - DeepSpeed", less, "<=", 0, "B"))
+    return out
+
+
+def gpt_parameters(layers, width, context=128, vocabulary=256):
+    block = 12 * width * width + 13 * width
+    return 2 * vocabulary * width + context * width + layers * block + 2 * width
+
+
+PARAMETERS_MORE = gpt_parameters(12, 768) - gpt_parameters(8, 512)
+
+
+def evaluate(sections) -> list:
+    return (kernel_claims(sections.get("kernel", {})) + chain_claims(sections.get("chain", {})) +
+            service_claims(sections.get("service", {})) +
+            training_claims(sections.get("training", {})) +
+            memory_claims(sections.get("memory", {})))
