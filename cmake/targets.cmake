@@ -101,3 +101,17 @@ function(stowage_proto name)
   target_link_libraries(stowage_${name} PUBLIC protobuf::libprotobuf PkgConfig::GRPCPP)
   add_library(stowage::${name} ALIAS stowage_${name})
 endfunction()
+
+# stowage_python_test(NAME script.py LABELS ... [TIMEOUT s]) registers a test
+# that drives the built binaries; it needs Python's standard library only.
+function(stowage_python_test name script)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS" ${ARGN})
+  add_test(NAME ${name}
+    COMMAND python3 ${CMAKE_CURRENT_SOURCE_DIR}/${script})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}"
+    TIMEOUT ${ARG_TIMEOUT}
+    ENVIRONMENT "STOWAGE_SOURCE_DIR=${PROJECT_SOURCE_DIR};STOWAGE_BIN_DIR=${PROJECT_BINARY_DIR}/bin")
+endfunction()

@@ -10,7 +10,6 @@
 
 #include <sys/mman.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -18,8 +17,8 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "bench/micro/huge_buffer.h"
@@ -29,6 +28,7 @@
 #include "common/layout.h"
 #include "optim/kernels.h"
 #include "server/core/compute_team.h"
+#include <CLI/CLI.hpp>
 
 namespace stowage {
 namespace {
@@ -61,8 +61,9 @@ LayoutSpec MakeSpec(std::int64_t parameters) {
   spec.groups = {{"all", false}};
   const int units = parameters >= 1 << 20 ? 12 : 1;
   for (int u = 0; u < units; ++u) {
-    spec.units.push_back({"unit" + std::to_string(u),
-                          {{"w" + std::to_string(u), {parameters / units}, 0}}});
+    spec.units.push_back(
+        {"unit" + std::to_string(u),
+         {{"w" + std::to_string(u), {parameters / units}, 0}}});
   }
   return spec;
 }
@@ -99,10 +100,10 @@ class InProcess {
     double sum = 0;
     for (const double partial : partials_) sum += partial;
     const GroupStep hyper = Hyper();
-    const optim::AdamConstants constants = optim::MakeAdamConstants(
-        {hyper.lr, hyper.beta1, hyper.beta2, hyper.eps, hyper.weight_decay,
-         true, true},
-        step + 1, 1.0 / std::max(1.0, std::sqrt(sum)));
+    const optim::AdamConstants constants =
+        optim::MakeAdamConstants({hyper.lr, hyper.beta1, hyper.beta2, hyper.eps,
+                                  hyper.weight_decay, true, true},
+                                 step + 1, 1.0 / std::max(1.0, std::sqrt(sum)));
     team_.ParallelFor(count, [&](std::int64_t c) {
       const std::int64_t at = State(c);
       const void* slot = Slot(c);
@@ -266,11 +267,11 @@ int Main(int argc, char** argv) {
     }
     STOWAGE_CHECK_OK(nothing.Close());
   }
-  std::printf("{\"isa\": \"%s\", \"threads\": %d,\n \"large\": %s,\n \"small\": "
-              "%s,\n \"prepare_apply_us\": %s}\n",
-              std::string(optim::IsaName(optim::BestKernels().isa)).c_str(),
-              threads, large.c_str(), small.c_str(),
-              Spread(exchange_us).c_str());
+  std::printf(
+      "{\"isa\": \"%s\", \"threads\": %d,\n \"large\": %s,\n \"small\": "
+      "%s,\n \"prepare_apply_us\": %s}\n",
+      std::string(optim::IsaName(optim::BestKernels().isa)).c_str(), threads,
+      large.c_str(), small.c_str(), Spread(exchange_us).c_str());
   return 0;
 }
 

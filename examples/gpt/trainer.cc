@@ -40,7 +40,8 @@ volatile std::sig_atomic_t g_interrupts = 0;
 
 void OnSignal(int /*signal*/) {
   // The second one ends the process at once; the server notices.
-  if (++g_interrupts > 1) _exit(kExitInterrupted);
+  if (g_interrupts > 0) _exit(kExitInterrupted);
+  g_interrupts = 1;
   if (g_engine != nullptr) g_engine->RequestStop();
 }
 
