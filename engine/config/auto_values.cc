@@ -57,7 +57,7 @@ class Filler {
     const Value wanted = make(*value.value);
     if (setting.in_file && setting.has_value) {
       if (checked && JsonOf(wanted) != JsonOf(setting.value)) {
-        Contradicts(path, flag, JsonOf(wanted));
+        Contradicts(path, flag, JsonOf(Single(*setting.key, wanted)));
       }
     } else if (add) {
       Take(path, wanted, Origin::kTrainer, flag);
@@ -189,17 +189,17 @@ class Filler {
         return;
       }
       if (!trainer_.hidden_size.value) {
-        NoValue(path, "--hidden-size");
+        NoValue(path, "--width (--hidden-size in stowctl)");
         return;
       }
       const std::int64_t hidden = *trainer_.hidden_size.value;
       if (hidden < 1 || hidden > kHiddenSizeMax) {
-        errors_.Add(Cat("--hidden-size ", hidden,
+        errors_.Add(Cat("the hidden size is ", hidden,
                         ": expected an integer from 1 to ", kHiddenSizeMax));
         return;
       }
       settings_.Put(path, MakeInt(value(hidden)), Origin::kAuto,
-                    Cat(formula, " with --hidden-size ", hidden));
+                    Cat(formula, " with width ", hidden));
     };
     bucket(
         "zero_optimization.reduce_bucket_size", false,
@@ -231,8 +231,8 @@ class Filler {
       Fill(kTrain, trainer_.train_batch_size, "--train-batch", MakeInt);
     }
     STOWAGE_RETURN_IF_ERROR(errors_.ToStatus());
-    // A file without any batch key: the trainer's defaults serve.
-    if (train_absent && !settings_.At(kTrain).has_value &&
+    // A file that says no batch: the trainer's defaults serve.
+    if ((train_absent || train_is_auto) && !settings_.At(kTrain).has_value &&
         !settings_.At(kMicro).has_value && trainer_.micro_batch.value) {
       Take(kMicro, MakeInt(*trainer_.micro_batch.value), Origin::kTrainer,
            "--micro-batch");

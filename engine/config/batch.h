@@ -13,9 +13,9 @@
 namespace stowage::engine::config {
 
 struct BatchGiven {
-  std::optional<std::int64_t> train;         // samples of a step, all ranks
-  std::optional<std::int64_t> micro;         // samples of a pass, one rank
-  std::optional<std::int64_t> accumulation;  // passes of a step
+  std::optional<std::int64_t> train = {};  // samples of a step, all ranks
+  std::optional<std::int64_t> micro = {};  // samples of a pass, one rank
+  std::optional<std::int64_t> accumulation = {};  // passes of a step
 };
 
 struct Batch {

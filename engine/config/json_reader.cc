@@ -89,6 +89,9 @@ class Parser {
     const std::size_t length = Utf8Length(text_.substr(offset_));
     if (length == 0) return "a byte that is not UTF-8";
     if (c == '"') return "a string";
+    if (static_cast<unsigned char>(c) < 0x20 || c == '\x7f') {
+      return "a control character";
+    }
     return Cat("'", text_.substr(offset_, length), "'");
   }
 

@@ -21,6 +21,10 @@ std::string JsonString(std::string_view text);
 // values below 1e15 are written without exponent or fraction.
 std::string JsonNumber(double value);
 
+// A float as Python's repr() and csv module print it: shortest digits that read
+// back, "0.001", "1e-05", "65536.0", "inf", "nan".
+std::string PythonRepr(double value);
+
 // "a.b.c" with a text of JSON: one leaf of a nested object.
 struct JsonLeaf {
   std::string path;

@@ -388,9 +388,7 @@ absl::StatusOr<Resolution> Resolve(const Document& document,
     if (!Applies(setting, config, settings)) continue;
     std::string value = "null";
     if (setting.has_value) {
-      const bool single = setting.key->type == KeyType::kNumbers &&
-                          setting.value.items.size() == 1;
-      value = JsonOf(single ? setting.value.items[0] : setting.value);
+      value = JsonOf(Single(*setting.key, setting.value));
     }
     resolution.keys.push_back(
         {setting.key->path, std::move(value), setting.origin, setting.source});

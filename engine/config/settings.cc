@@ -163,8 +163,11 @@ std::string Settings::Where(Position position) const {
 
 std::string Settings::Show(std::string_view path) const {
   const Setting& setting = At(path);
-  return Cat(Where(setting.in_file ? setting.position : Position{}), ": ", path,
-             setting.has_value ? Cat(" = ", setting.value.Show()) : "");
+  const std::string place =
+      Where(setting.in_file ? setting.position : Position{});
+  if (!setting.has_value) return Cat(place, ": ", path);
+  return Cat(place, ": ", path, " = ",
+             Single(*setting.key, setting.value).Show());
 }
 
 void Settings::Walk(const Value& block, const std::string& prefix, int depth) {
@@ -181,7 +184,12 @@ void Settings::Walk(const Value& block, const std::string& prefix, int depth) {
       errors_.Add(Cat(
           Where(member.position), ": unknown key ", JsonString(Cut(member.key)),
           prefix.empty() ? " at the top level" : Cat(" in ", prefix),
-          near == nullptr ? "" : Cat(": did you mean \"", near->path, "\"?")));
+          near == nullptr ? ""
+                          : Cat(": did you mean \"", near->path, "\"",
+                                !prefix.empty() && near->block().empty()
+                                    ? " at the top level"
+                                    : "",
+                                "?")));
       continue;
     }
     Take(*key, member);
@@ -255,7 +263,7 @@ void Settings::CheckOwners() {
     const std::string type_path = Cat(block, ".type");
     const Setting& type = At(type_path);
     if (!type.has_value) {
-      if (HasBlock(block) && !type.in_file) {
+      if (HasBlock(block) && !type.in_file && errors_.empty()) {
         errors_.Add(Cat(Where(At(block).position), ": ", type_path,
                         " is missing: expected ", Expected(*type.key)));
       }
@@ -338,6 +346,12 @@ void Settings::ApplyRules() {
         break;
     }
   }
+}
+
+const Value& Single(const Key& key, const Value& value) {
+  return key.type == KeyType::kNumbers && value.items.size() == 1
+             ? value.items[0]
+             : value;
 }
 
 Value MakeBool(bool value) {

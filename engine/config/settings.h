@@ -101,6 +101,9 @@ class Settings {
   ErrorList errors_;
 };
 
+// What to show of a value: a list of one as that one.
+const Value& Single(const Key& key, const Value& value);
+
 // Values made here rather than read.
 Value MakeBool(bool value);
 Value MakeInt(std::int64_t value);

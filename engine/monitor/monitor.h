@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/config/config.h"
+#include "engine/config/json_text.h"
 
 namespace stowage::engine::monitor {
 
@@ -111,8 +112,6 @@ class MultiMonitor {
   std::vector<std::unique_ptr<Monitor>> monitors_;
 };
 
-// A float as Python's repr() and csv module print it: shortest digits that read
-// back, "0.001", "1e-05", "65536.0", "inf", "nan".
-std::string PythonRepr(double value);
+using config::PythonRepr;
 
 }  // namespace stowage::engine::monitor
