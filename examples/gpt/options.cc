@@ -125,18 +125,20 @@ engine::config::TrainerValues MakeTrainerValues(const Options& options,
   using engine::config::TrainerValue;
   engine::config::TrainerValues values;
   values.world_size = world_size;
+  const std::int64_t accumulation = options.accumulation.value_or(1);
+  std::int64_t micro_batch = options.micro_batch.value_or(4);
   if (options.train_batch) {
     values.train_batch_size = {*options.train_batch, true};
-    if (options.micro_batch) values.micro_batch = {*options.micro_batch, true};
-    if (options.accumulation) {
-      values.gradient_accumulation_steps = {*options.accumulation, true};
+    // What --train-batch leaves for one rank's micro step; whether it comes out
+    // even is the configuration's to check.
+    if (!options.micro_batch) {
+      micro_batch = std::max<std::int64_t>(
+          1, *options.train_batch / (world_size * accumulation));
     }
-  } else {
-    values.micro_batch = {options.micro_batch.value_or(4),
-                          options.micro_batch.has_value()};
-    values.gradient_accumulation_steps = {options.accumulation.value_or(1),
-                                          options.accumulation.has_value()};
   }
+  values.micro_batch = {micro_batch, options.micro_batch.has_value()};
+  values.gradient_accumulation_steps = {accumulation,
+                                        options.accumulation.has_value()};
   values.lr = {options.lr.value_or(1e-3), options.lr.has_value()};
   values.betas = TrainerValue<engine::schedule::Betas>(
       engine::schedule::Betas{0.9, 0.999});

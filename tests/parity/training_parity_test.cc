@@ -52,7 +52,9 @@ std::string Variable(const char* name) {
 
 constexpr std::int64_t kContext = 32;
 constexpr double kClip = 0.5;
-constexpr double kLr = 2e-3;
+// Small enough that fp32's own noise is not amplified past the tolerance within
+// 50 steps (at 2e-3 two fp32 runs part by 2e-6 after 33 steps).
+constexpr double kLr = 5e-4;
 constexpr double kWeightDecay = 0.1;
 constexpr int kWarmup = 10;
 constexpr std::uint64_t kSeed = 7;
@@ -252,20 +254,17 @@ TEST_P(TrainingParity, LossAndNormOfEveryStepEqualPlainAdamW) {
                           std::fabs(got[i].loss - want[i].loss) / want[i].loss);
     worst_norm = std::max(worst_norm,
                           std::fabs(got[i].norm - want[i].norm) / want[i].norm);
-    ASSERT_NEAR(got[i].loss, want[i].loss, c.tolerance * want[i].loss)
-        << "step " << i;
-    // 16-bit gradients: the norm follows the loss's tolerance ten times over.
-    const double norm_tolerance =
-        std::string(c.precision) == "fp32" ? c.tolerance : 10 * c.tolerance;
-    ASSERT_NEAR(got[i].norm, want[i].norm, norm_tolerance * want[i].norm)
-        << "step " << i;
   }
-  EXPECT_GT(binding, c.steps / 2) << "the clip must bind on most steps";
-  EXPECT_LT(want.back().loss, want.front().loss);
   std::printf(
       "%s: worst relative difference loss %.2e, norm %.2e; clip bound "
       "on %d of %d steps\n",
       c.name, worst_loss, worst_norm, binding, c.steps);
+  EXPECT_LE(worst_loss, c.tolerance);
+  // 16-bit gradients: the norm follows the loss's tolerance ten times over.
+  EXPECT_LE(worst_norm, std::string(c.precision) == "fp32" ? c.tolerance
+                                                           : 10 * c.tolerance);
+  EXPECT_GT(binding, c.steps / 2) << "the clip must bind on most steps";
+  EXPECT_LT(want.back().loss, want.front().loss);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -301,7 +300,7 @@ INSTANTIATE_TEST_SUITE_P(
              .stage = 2,
              .precision = "bf16",
              .tolerance = 2e-3}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& entry) { return std::string(entry.param.name); });
 
 }  // namespace
 }  // namespace stowage
