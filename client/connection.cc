@@ -12,6 +12,7 @@
 #include "common/status_macros.h"
 #include "common/unique_fd.h"
 #include "proto/address.h"
+#include "proto/grpc_lifetime.h"
 #include "proto/grpc_status.h"
 #include "proto/job_codec.h"
 
@@ -29,6 +30,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(
     const std::string& address) {
   STOWAGE_ASSIGN_OR_RETURN(const proto::Address parsed,
                            proto::ParseAddress(address));
+  proto::KeepGrpcRunning();
   grpc::ChannelArguments args;
   args.SetMaxReceiveMessageSize(proto::kMessageBytesMax);
   args.SetMaxSendMessageSize(proto::kMessageBytesMax);
@@ -50,7 +52,10 @@ std::string ProbeAddress(const std::string& address) {
   const absl::StatusOr<proto::Address> parsed = proto::ParseAddress(address);
   if (!parsed.ok()) return std::string(parsed.status().message());
   if (!parsed->is_unix) return "no process listens there";
-  const UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  // Not blocking: connecting to a full backlog that nobody empties waits for
+  // ever.
+  const UniqueFd fd(
+      ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   sockaddr_un unix_address{};
   unix_address.sun_family = AF_UNIX;
   std::memcpy(unix_address.sun_path, parsed->path.c_str(),
@@ -60,6 +65,8 @@ std::string ProbeAddress(const std::string& address) {
     return "";
   }
   switch (errno) {
+    case EAGAIN:
+      return "a process listens there but accepts no connection";
     case ENOENT:
       return "there is no such socket";
     case ECONNREFUSED:

@@ -71,11 +71,11 @@ ParsedOptions ParseOptions(int argc, char** argv) {
   train->add_option("--accumulation", o.accumulation,
                     "micro steps of a step; default 1");
   train->add_option("--train-batch", o.train_batch, "samples of a step");
-  train->add_option("--lr", o.lr, "default 1e-3");
+  train->add_option("--lr", o.lr, "default 3e-4");
   train->add_option("--weight-decay", o.weight_decay,
                     "default 0.01; norms and biases have none");
   train->add_option("--warmup-steps", o.warmup_steps,
-                    "default a tenth of --steps");
+                    "default a fifth of --steps");
   train->add_option("--max-grad-norm", o.max_grad_norm, "default 1.0");
   CLI::Option* precision =
       train
@@ -139,14 +139,14 @@ engine::config::TrainerValues MakeTrainerValues(const Options& options,
   values.micro_batch = {micro_batch, options.micro_batch.has_value()};
   values.gradient_accumulation_steps = {accumulation,
                                         options.accumulation.has_value()};
-  values.lr = {options.lr.value_or(1e-3), options.lr.has_value()};
+  values.lr = {options.lr.value_or(3e-4), options.lr.has_value()};
   values.betas = TrainerValue<engine::schedule::Betas>(
       engine::schedule::Betas{0.9, 0.999});
   values.eps = {1e-8, false};
   values.weight_decay = {options.weight_decay.value_or(0.01),
                          options.weight_decay.has_value()};
   values.warmup_num_steps = {options.warmup_steps.value_or(
-                                 std::max<std::int64_t>(1, options.steps / 10)),
+                                 std::max<std::int64_t>(1, options.steps / 5)),
                              options.warmup_steps.has_value()};
   values.total_num_steps = {options.steps, false};
   values.max_grad_norm = {options.max_grad_norm.value_or(1.0),

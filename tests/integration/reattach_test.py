@@ -52,7 +52,7 @@ class Reattach(unittest.TestCase):
                     kills += 1
                     continue
             code = process.wait(timeout=120)
-            self.assertEqual(code, 0, open(folder.file("train.log")).read())
+            self.assertEqual(code, 0, p.read(folder.file("train.log")))
             if max(p.trace(path)) >= STEPS:
                 return p.trace(path), kills
         self.fail("did not finish in time")

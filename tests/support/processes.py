@@ -79,7 +79,7 @@ class Stowd:
                 break
             time.sleep(0.02)
         raise AssertionError("stowd did not start:\n" +
-                             open(folder.file("stowd.log")).read())
+                             read(folder.file("stowd.log")))
 
     def __enter__(self):
         return self
@@ -113,10 +113,10 @@ def train(config, data, *args, timeout=120, env=None):
 
 def start_train(folder, config, data, *args):
     """Starts in a session of its own, so that kill_all reaches every rank."""
-    log = open(folder.file("train.log"), "a")
-    return subprocess.Popen(train_command(config, data, *args),
-                            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                            start_new_session=True)
+    with open(folder.file("train.log"), "a") as log:
+        return subprocess.Popen(train_command(config, data, *args),
+                                stdin=subprocess.DEVNULL, stdout=log,
+                                stderr=log, start_new_session=True)
 
 
 def kill_all(process, number=signal.SIGKILL):
@@ -132,12 +132,17 @@ def trace(path):
     steps = {}
     if not os.path.exists(path):
         return steps
-    for line in open(path):
+    for line in read(path).splitlines(keepends=True):
         if not line.endswith("\n"):
             continue  # killed while writing
         entry = json.loads(line)
         steps[entry["step"]] = entry
     return steps
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
 
 
 def seed(default=20261123):
