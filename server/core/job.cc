@@ -213,7 +213,7 @@ absl::Status Job::Notice(const SessionState& session, std::int64_t step,
         "notice: before the job's initialization was finished");
   }
   // A step that was applied in this epoch had all its notices: a repeat.
-  if (step == run_->step - 1 && run_->last_applied_step == step) {
+  if (run_->last_apply && run_->last_apply->step == step) {
     return absl::OkStatus();
   }
   if (step < run_->step) {
@@ -321,8 +321,8 @@ absl::Status Job::Apply(const SessionState& session, const ApplyArgs& args) {
     }
     STOWAGE_RETURN_IF_ERROR(CheckLive(session));
     Run& run = *run_;
-    if (args.step == run.last_applied_step) {
-      const std::string field = FirstDifference(args, run.last_apply);
+    if (run.last_apply && run.last_apply->step == args.step) {
+      const std::string field = FirstDifference(args, *run.last_apply);
       if (field.empty()) return absl::OkStatus();
       return absl::InvalidArgumentError(absl::StrCat(
           "apply: step ", args.step, ": rank ", session.rank(),
@@ -339,7 +339,6 @@ absl::Status Job::Apply(const SessionState& session, const ApplyArgs& args) {
                        " before its verdict; the job is at step ", run.step));
     }
     run.last_apply = args;
-    run.last_applied_step = args.step;
     run.ledger.NextStep(&run.applying);
     run.prepared.assign(run.prepared.size(), false);
     ++run.step;
@@ -498,7 +497,7 @@ void Job::RunApply() {
                                   .micro_steps = run->spec.micro_steps};
   bool touched = false;
   absl::StatusOr<storage::CommitRecord> record =
-      update_->Run(context, from, run->last_apply, *services_->team, &touched);
+      update_->Run(context, from, *run->last_apply, *services_->team, &touched);
   Calls calls;
   {
     MutexLock lock(mutex_);

@@ -18,6 +18,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -143,8 +144,8 @@ class Job {
     std::vector<std::vector<double>> scalars;  // by local rank
     // The last verdict given: of `step`, or of the step before it.
     std::shared_ptr<const Verdict> verdict;
-    std::int64_t last_applied_step = -1;  // whose arguments are in last_apply
-    ApplyArgs last_apply;
+    // The last apply that was accepted in this run, to know repeats by.
+    std::optional<ApplyArgs> last_apply;
 
     std::int32_t LiveSessions() const;
     bool AllPrepared() const;

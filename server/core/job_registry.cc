@@ -21,7 +21,6 @@
 namespace stowage::core {
 namespace {
 
-constexpr const char* kVersion = "0.1.0";
 constexpr int kThreadsMax = 1024;
 
 class JobRegistryImpl;
@@ -228,7 +227,7 @@ absl::Status JobRegistryImpl::Drop(const std::string& name) {
 
 ServerInfo JobRegistryImpl::Info() const {
   ServerInfo info;
-  info.version = kVersion;
+  info.version = STOWAGE_VERSION;
   info.protocol_version = kProtocolVersion;
   info.pid = ::getpid();
   info.isa = std::string(optim::IsaName(services_.kernels->isa));

@@ -1,0 +1,261 @@
+// The contract of storage::StateStore, run by every implementation of it.
+//
+// A store that wants to be tested gives a StateStoreFactory and instantiates
+//   INSTANTIATE_TEST_SUITE_P(HostStore, StateStoreContract, Values(factory));
+// in a file of its own that includes this one.
+
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "common/layout.h"
+#include "gtest/gtest.h"
+#include "storage/state_store.h"
+
+namespace stowage::testing {
+
+// Makes one empty store for a layout that outlives it.
+struct StateStoreFactory {
+  std::string name;
+  std::function<std::unique_ptr<storage::StateStore>(const Layout&)> make;
+  // A pass that is abandoned leaves the committed state whole.
+  bool abandon_restores = false;
+
+  friend void PrintTo(const StateStoreFactory& factory, std::ostream* out) {
+    *out << factory.name;
+  }
+};
+
+class StateStoreContract : public ::testing::TestWithParam<StateStoreFactory> {
+ protected:
+  StateStoreContract() {
+    LayoutSpec spec;
+    spec.param_dtype = Dtype::kBf16;
+    spec.groups = {
+        {.name = "decay"}, {.name = "plain"}, {.name = "ice", .frozen = true}};
+    // More than one chunk, two groups in a unit, a frozen tail, a frozen unit.
+    spec.units = {
+        {.name = "a",
+         .params = {{.name = "a.w", .shape = {300, 257}, .group_index = 0},
+                    {.name = "a.b", .shape = {257}, .group_index = 1}}},
+        {.name = "b",
+         .params = {{.name = "b.w", .shape = {64, 33}, .group_index = 1},
+                    {.name = "b.f", .shape = {1000}, .group_index = 2}}},
+        {.name = "c",
+         .params = {{.name = "c.f", .shape = {10}, .group_index = 2}}},
+        {.name = "d",
+         .params = {{.name = "d.w", .shape = {1}, .group_index = 0}}},
+    };
+    layout_ = *Layout::Create(spec);
+    store_ = GetParam().make(layout_);
+    for (std::size_t i = layout_.chunks().size(); i > 0; --i) {
+      order_.push_back(static_cast<std::int32_t>(i - 1));
+    }
+  }
+
+  static float Initial(std::int64_t unit, std::int64_t element) {
+    return static_cast<float>(unit + 1) + static_cast<float>(element) / 1024;
+  }
+
+  void PutAll() {
+    for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+      std::vector<float> values(static_cast<std::size_t>(
+          layout_.units()[static_cast<std::size_t>(u)].trainable_elems));
+      for (std::size_t i = 0; i < values.size(); ++i) {
+        values[i] = Initial(u, static_cast<std::int64_t>(i));
+      }
+      ASSERT_TRUE(store_->Put(u, 0, values).ok());
+    }
+  }
+
+  // One pass that adds `delta`, 2 delta, 3 delta to master and moments, by two
+  // threads, then `end`s it.
+  absl::Status Pass(float delta, const std::function<absl::Status()>& end) {
+    absl::Status status = store_->BeginUpdate(order_);
+    if (!status.ok()) return status;
+    std::int64_t expected_begin = 0;
+    for (;;) {
+      auto window = store_->AcquireNext();
+      if (!window.ok()) return window.status();
+      if (window->empty()) break;
+      EXPECT_EQ(window->begin, expected_begin);
+      expected_begin = window->end;
+      std::atomic<std::int64_t> next{window->begin};
+      const auto work = [&] {
+        for (;;) {
+          const std::int64_t at = next.fetch_add(1);
+          if (at >= window->end) return;
+          const Layout::Chunk& chunk =
+              layout_.chunks()[static_cast<std::size_t>(
+                  order_[static_cast<std::size_t>(at)])];
+          const storage::StateView view = store_->View(at);
+          EXPECT_EQ(reinterpret_cast<std::uintptr_t>(view.master) % 64, 0U);
+          for (std::int64_t i = 0; i < chunk.elems; ++i) {
+            view.master[i] += delta;
+            view.moment1[i] += 2 * delta;
+            view.moment2[i] += 3 * delta;
+          }
+          store_->ChunkUpdated(at);
+        }
+      };
+      std::thread other(work);
+      work();
+      other.join();
+      status = store_->Release(*window);
+      if (!status.ok()) return status;
+    }
+    EXPECT_EQ(expected_begin, static_cast<std::int64_t>(order_.size()));
+    return end();
+  }
+
+  void ExpectState(float added) {
+    for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+      const Layout::Unit& unit = layout_.units()[static_cast<std::size_t>(u)];
+      for (const auto& [kind, factor] :
+           {std::pair{StateKind::kMaster, 1.0F},
+            std::pair{StateKind::kMoment1, 2.0F},
+            std::pair{StateKind::kMoment2, 3.0F}}) {
+        std::vector<float> got(static_cast<std::size_t>(unit.trainable_elems));
+        ASSERT_TRUE(store_->Read(u, kind, 0, got).ok());
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          const float base = kind == StateKind::kMaster
+                                 ? Initial(u, static_cast<std::int64_t>(i))
+                                 : 0.0F;
+          // The padding between runs belongs to no chunk's parameters but is
+          // updated with its run; what lies after the last run is not.
+          const bool in_run =
+              !unit.runs.empty() &&
+              static_cast<std::int64_t>(i) < unit.runs.back().end_elems;
+          ASSERT_EQ(got[i], in_run ? base + factor * added : base)
+              << "unit " << u << " kind " << static_cast<int>(kind)
+              << " element " << i;
+        }
+      }
+    }
+  }
+
+  Layout layout_;
+  std::vector<std::int32_t> order_;  // last chunk first
+  std::unique_ptr<storage::StateStore> store_;
+};
+
+TEST_P(StateStoreContract, StartsAtStepZeroWithZeroState) {
+  EXPECT_EQ(store_->committed(), storage::CommitRecord{});
+  std::vector<float> got(64, 1.0F);
+  ASSERT_TRUE(store_->Read(0, StateKind::kMoment2, 64, got).ok());
+  EXPECT_EQ(got, std::vector<float>(64, 0.0F));
+}
+
+TEST_P(StateStoreContract, ReadsBackWhatWasPutInPieces) {
+  const std::vector<float> first = {1.5F, -2.25F, 3.0F};
+  const std::vector<float> second = {4.0F, 5.0F};
+  ASSERT_TRUE(store_->Put(0, 100, second).ok());
+  ASSERT_TRUE(store_->Put(0, 98, first).ok());
+  std::vector<float> got(4);
+  ASSERT_TRUE(store_->Read(0, StateKind::kMaster, 98, got).ok());
+  EXPECT_EQ(got, (std::vector<float>{1.5F, -2.25F, 3.0F, 5.0F}));
+}
+
+TEST_P(StateStoreContract, UpdatesEveryChunkOfTheOrderOnce) {
+  PutAll();
+  ASSERT_TRUE(Pass(0.5F, [&] {
+                return store_->Commit(
+                    {.step = 1, .applied_steps = 1, .client_state = ""});
+              }).ok());
+  ExpectState(0.5F);
+  ASSERT_TRUE(Pass(0.25F, [&] {
+                return store_->Commit(
+                    {.step = 2, .applied_steps = 2, .client_state = ""});
+              }).ok());
+  ExpectState(0.75F);
+}
+
+TEST_P(StateStoreContract, CommitsRecordAndTensorsTogether) {
+  PutAll();
+  const storage::CommitRecord record{
+      .step = 1, .applied_steps = 1, .client_state = std::string("\0x", 2)};
+  ASSERT_TRUE(Pass(1.0F, [&] { return store_->Commit(record); }).ok());
+  EXPECT_EQ(store_->committed(), record);
+}
+
+TEST_P(StateStoreContract, CommitsASkippedStepWithoutAPass) {
+  PutAll();
+  const storage::CommitRecord record{
+      .step = 1, .applied_steps = 0, .client_state = "scale=1024"};
+  ASSERT_TRUE(store_->Commit(record).ok());
+  EXPECT_EQ(store_->committed(), record);
+  ExpectState(0.0F);
+}
+
+TEST_P(StateStoreContract, AbandonsAPassBeforeItsFirstWindowWithoutLoss) {
+  PutAll();
+  ASSERT_TRUE(store_->BeginUpdate(order_).ok());
+  ASSERT_TRUE(store_->Abandon().ok());
+  EXPECT_EQ(store_->committed(), storage::CommitRecord{});
+  ExpectState(0.0F);
+}
+
+TEST_P(StateStoreContract, SaysSoWhenAnAbandonedPassCostTheState) {
+  PutAll();
+  const absl::Status status = Pass(1.0F, [&] { return store_->Abandon(); });
+  EXPECT_EQ(store_->committed().step, 0);
+  if (GetParam().abandon_restores) {
+    EXPECT_TRUE(status.ok()) << status;
+    ExpectState(0.0F);
+  } else {
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  }
+}
+
+TEST_P(StateStoreContract, RefusesRangesOutsideTheTrainablePrefix) {
+  std::vector<float> values(8);
+  const std::int64_t prefix = layout_.units()[0].trainable_elems;
+  struct Case {
+    std::int32_t unit;
+    std::int64_t begin;
+  };
+  for (const Case& c : {Case{-1, 0}, Case{4, 0}, Case{0, -1},
+                        Case{0, prefix - 7}, Case{0, prefix + 1}, Case{2, 0},
+                        Case{0, INT64_MAX}, Case{0, INT64_MIN}}) {
+    EXPECT_EQ(store_->Put(c.unit, c.begin, values).code(),
+              absl::StatusCode::kInvalidArgument)
+        << c.unit << " " << c.begin;
+    EXPECT_EQ(store_->Read(c.unit, StateKind::kMaster, c.begin, values).code(),
+              absl::StatusCode::kInvalidArgument)
+        << c.unit << " " << c.begin;
+  }
+  EXPECT_EQ(store_->Read(0, StateKind::kParam, 0, values).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(store_->Put(0, prefix, {}).ok());
+}
+
+TEST_P(StateStoreContract, RefusesValuesAndReadsWhileAPassRuns) {
+  std::vector<float> values(8);
+  ASSERT_TRUE(store_->BeginUpdate(order_).ok());
+  EXPECT_EQ(store_->Put(0, 0, values).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(store_->Read(0, StateKind::kMaster, 0, values).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(store_->BeginUpdate(order_).code(),
+            absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(store_->Abandon().ok());
+}
+
+TEST_P(StateStoreContract, RefusesInitialValuesAfterACommit) {
+  ASSERT_TRUE(
+      store_->Commit({.step = 1, .applied_steps = 0, .client_state = ""}).ok());
+  const std::vector<float> values(8);
+  EXPECT_EQ(store_->Put(0, 0, values).code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+}  // namespace stowage::testing
