@@ -98,6 +98,10 @@ ParsedOptions ParseOptions(int argc, char** argv) {
       ->add_option("--server-threads", o.server_threads,
                    "compute threads of a private stowd; 0: all cores")
       ->check(CLI::Range(0, 1024));
+  report
+      ->add_option("--rank-threads", o.rank_threads,
+                   "LibTorch's threads in each rank; 0: cores / ranks")
+      ->check(CLI::Range(0, 1024));
   report->add_option("--log-level", o.log_level)
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
       ->capture_default_str();

@@ -23,8 +23,8 @@ std::uint64_t Mix(std::uint64_t value) {
 // A permutation of [0, count) keyed by `key`.
 std::int64_t Permute(std::int64_t index, std::int64_t count,
                      std::uint64_t key) {
-  const auto bits = static_cast<int>(
-      std::bit_width(static_cast<std::uint64_t>(count - 1)));
+  const auto bits =
+      static_cast<int>(std::bit_width(static_cast<std::uint64_t>(count - 1)));
   const int half = (bits + 1) / 2;
   const std::uint64_t mask = (std::uint64_t{1} << half) - 1;
   auto value = static_cast<std::uint64_t>(index);

@@ -377,7 +377,9 @@ int TrainRank(const Options& options) {
   }
   const int cores =
       static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  at::set_num_threads(std::max(1, cores / launch->local_world_size));
+  at::set_num_threads(options.rank_threads > 0
+                          ? options.rank_threads
+                          : std::max(1, cores / launch->local_world_size));
   CatchSignals();
 
   absl::StatusOr<std::unique_ptr<engine::Engine>> created =
