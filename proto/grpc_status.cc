@@ -26,8 +26,8 @@ std::string WireMessage(const absl::Status& status) {
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return {static_cast<grpc::StatusCode>(status.code()),
-          WireMessage(status), std::string(kStatusOrigin)};
+  return {static_cast<grpc::StatusCode>(status.code()), WireMessage(status),
+          std::string(kStatusOrigin)};
 }
 
 absl::Status FromGrpcStatus(const grpc::Status& status) {

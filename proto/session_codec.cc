@@ -169,11 +169,11 @@ absl::StatusOr<std::vector<std::int32_t>> DecodeForwardOrder(
   STOWAGE_RETURN_IF_ERROR(CheckRange("set_forward_order: units",
                                      message.units_size(), 1, kUnitMax + 1));
   std::vector<std::int32_t> units;
-  std::vector<bool> seen(static_cast<std::size_t>(message.units_size()));
-  units.reserve(seen.size());
+  std::vector<bool> seen(static_cast<std::size_t>(kUnitMax) + 1);
+  units.reserve(static_cast<std::size_t>(message.units_size()));
   for (const std::int32_t unit : message.units()) {
-    STOWAGE_RETURN_IF_ERROR(CheckRange("set_forward_order: unit", unit, 0,
-                                       message.units_size() - 1));
+    STOWAGE_RETURN_IF_ERROR(
+        CheckRange("set_forward_order: unit", unit, 0, kUnitMax));
     if (seen[static_cast<std::size_t>(unit)]) {
       return Bad(absl::StrCat("set_forward_order: unit ", unit, " twice"));
     }

@@ -348,7 +348,7 @@ absl::StatusOr<ServerConfig> LoadServerConfig(int argc, char** argv,
       added->expected(1);
       added->multi_option_policy(option.kind == Kind::kFolders
                                      ? CLI::MultiOptionPolicy::TakeAll
-                                     : CLI::MultiOptionPolicy::Throw);
+                                     : CLI::MultiOptionPolicy::TakeLast);
     }
   }
   try {
@@ -360,6 +360,7 @@ absl::StatusOr<ServerConfig> LoadServerConfig(int argc, char** argv,
     std::ostringstream out;
     app.exit(error, out, out);
     *printed = out.str();
+    if (printed->empty() || printed->back() != '\n') *printed += '\n';
     return ServerConfig{};
   }
   ServerConfig config;

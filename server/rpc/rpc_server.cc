@@ -18,6 +18,7 @@
 #include "common/status_macros.h"
 #include "common/unique_fd.h"
 #include "proto/address.h"
+#include "proto/grpc_lifetime.h"
 #include "proto/job_codec.h"
 #include "server/rpc/socket_folder.h"
 #include "server/rpc/stowage_service.h"
@@ -112,7 +113,10 @@ class RpcServerImpl final : public RpcServer {
     }
     registry_.Stop();
     if (server_ != nullptr) {
-      server_->Shutdown(std::chrono::system_clock::now() + kHangUpLimit);
+      // Not Shutdown(deadline): that waits for connections to be closed, which
+      // an idle client does not do before its next call.
+      service_.WaitIdle(kHangUpLimit);
+      server_->Shutdown(std::chrono::system_clock::now());
       server_->Wait();
       server_.reset();
     }
@@ -121,6 +125,7 @@ class RpcServerImpl final : public RpcServer {
 
  private:
   void Build(const RpcOptions& options, const std::string& address, int* port) {
+    proto::KeepGrpcRunning();
     gpr_set_log_function(&LogFromGrpc);
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();

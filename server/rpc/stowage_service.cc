@@ -33,19 +33,43 @@ grpc::Status StowageService::RunSession(
     grpc::ServerContext* context,
     grpc::ServerReaderWriter<v1::ServerMessage, v1::ClientMessage>* stream) {
   if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
-  const int now = sessions_.fetch_add(1) + 1;
-  const absl::Cleanup leave = [this] { sessions_.fetch_sub(1); };
-  if (now > sessions_max_) {
-    const absl::Status status = absl::ResourceExhaustedError(absl::StrCat(
-        "the server has its ", sessions_max_, " sessions (--max-sessions)"));
-    if (!flood_logged_.exchange(true)) {
-      log::Warning("session_refused", {{"reason", status.message()}});
-    }
-    return proto::ToGrpcStatus(status);
+  if (absl::Status entered = EnterSession(); !entered.ok()) {
+    return proto::ToGrpcStatus(entered);
   }
-  if (now < sessions_max_) flood_logged_.store(false);
+  const absl::Cleanup leave = [this] { LeaveSession(); };
   SessionHandler handler(registry_, watchdog_, *context, *stream);
   return proto::ToGrpcStatus(handler.Run());
+}
+
+absl::Status StowageService::EnterSession() {
+  const MutexLock lock(mutex_);
+  if (sessions_ < sessions_max_) {
+    ++sessions_;
+    return absl::OkStatus();
+  }
+  const absl::Status status = absl::ResourceExhaustedError(absl::StrCat(
+      "the server has its ", sessions_max_, " sessions (--max-sessions)"));
+  if (!flood_logged_) {
+    log::Warning("session_refused", {{"reason", status.message()}});
+  }
+  flood_logged_ = true;
+  return status;
+}
+
+void StowageService::LeaveSession() {
+  const MutexLock lock(mutex_);
+  --sessions_;
+  if (sessions_ < sessions_max_ / 2) flood_logged_ = false;
+  session_ended_.NotifyAll();
+}
+
+void StowageService::WaitIdle(std::chrono::milliseconds limit) {
+  const auto end = std::chrono::steady_clock::now() + limit;
+  const MutexLock lock(mutex_);
+  for (auto now = std::chrono::steady_clock::now(); sessions_ > 0 && now < end;
+       now = std::chrono::steady_clock::now()) {
+    session_ended_.WaitFor(mutex_, end - now);
+  }
 }
 
 grpc::Status StowageService::ListJobs(grpc::ServerContext* /*context*/,

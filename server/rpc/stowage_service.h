@@ -3,9 +3,11 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <string>
 
+#include "common/mutex.h"
 #include "server/core/job_registry.h"
 #include "server/rpc/watchdog.h"
 
@@ -26,6 +28,9 @@ class StowageService final : public v1::Stowage::Service {
   // From now on new sessions and changes get kUnavailable.
   void Refuse() { refusing_.store(true); }
 
+  // Blocks until no session is left, at most for `limit`.
+  void WaitIdle(std::chrono::milliseconds limit);
+
   grpc::Status GetServerInfo(grpc::ServerContext* context,
                              const v1::GetServerInfoRequest* request,
                              v1::GetServerInfoResponse* response) override;
@@ -41,14 +46,19 @@ class StowageService final : public v1::Stowage::Service {
                        v1::DropJobResponse* response) override;
 
  private:
+  absl::Status EnterSession();
+  void LeaveSession();
+
   core::JobRegistry& registry_;
   const std::string version_;
   const int sessions_max_;
   Watchdog watchdog_;
-  std::atomic<int> sessions_{0};
   std::atomic<bool> refusing_{false};
+  Mutex mutex_;
+  CondVar session_ended_;
+  int sessions_ GUARDED_BY(mutex_) = 0;
   // A flood is one line in the log, until it is over.
-  std::atomic<bool> flood_logged_{false};
+  bool flood_logged_ GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace stowage::rpc

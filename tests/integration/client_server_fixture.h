@@ -102,7 +102,7 @@ class ClientServerTest : public ::testing::Test {
     options.binary = StowdBinary();
     options.shm_dir = shm_.path();
     options.threads = 2;
-    options.extra_args = {"--memory-limit", "256MiB"};
+    options.extra_args = {"--memory-limit", "256MiB", "--log-level", "info"};
     options.extra_args.insert(options.extra_args.end(), extra_args.begin(),
                               extra_args.end());
     auto server = client::PrivateServer::Start(options);
