@@ -72,22 +72,29 @@ class JobSession {
 
   // `clean`: the rank said goodbye. Otherwise it is lost and the run's other
   // sessions hear of it by OnFailed ("rank 1 (pid 4711) was lost: <reason>").
-  // The job ends when all ranks of the run have left cleanly with close_job.
+  // The job ends when all ranks of the run have left cleanly with close_job; a
+  // job that was never initialized ends with its last session.
+  // Blocks: until observer calls in progress are over (so not from inside one);
+  //   if the job ends, for a running apply and the freeing of its memory.
   virtual void Detach(bool clean, bool close_job,
                       const std::string& reason) = 0;
 };
 
 struct RegistryOptions {
-  std::int64_t memory_limit_bytes = 0;  // pinned: private and tmpfs together
-  int threads = 0;                      // compute team; 0: all processors
-  std::string shm_dir;                  // 0700 folder for segments
-  std::string server_id;                // random; part of segment names
-  bool lock_memory = true;              // mlock where the limit allows
+  // Pinned: private and tmpfs together. 0: nine tenths of the machine's memory.
+  std::int64_t memory_limit_bytes = 0;
+  int threads = 0;          // compute team; 0: all processors
+  std::string shm_dir;      // 0700 folder for segments
+  std::string server_id;    // letters and digits; empty: random
+  bool lock_memory = true;  // mlock where the limit allows
   int jobs_max = 1024;
-  int kept_slots_max = 6;  // above it (ranks x micro steps) slots are a ring
+  int kept_slots_max = 6;  // above it (ranks x micro steps) slots are a ring;
+                           // at most 64
   std::string isa;         // empty: the best
 };
 
+//
+// Thread safety: thread-safe. Shutdown: sessions first, then the registry.
 class JobRegistry {
  public:
   // Removes segments of servers that are no longer there, then starts the

@@ -60,9 +60,9 @@ class StepUpdate {
   // Runs `args` as the step after `from` and commits it in the store. Returns
   // the record that is now committed.
   // Requires: args passed CheckApplyArgs().
-  // Errors: before anything is touched, kDataLoss with payload-free text if a
-  //   segment is broken (`*touched` false); later errors leave the state as
-  //   StateStore::Abandon() says.
+  // Errors: kDataLoss if a segment is broken. If that is found before anything
+  //   was changed, `*touched` is false and the state is still that of `from`;
+  //   otherwise it is what StateStore::Abandon() says.
   // Blocks: for the work.
   absl::StatusOr<storage::CommitRecord> Run(const StepUpdateContext& context,
                                             const storage::CommitRecord& from,

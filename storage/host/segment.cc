@@ -58,6 +58,15 @@ void FillWithHugePages(std::byte* data, std::int64_t bytes) {
   }
 }
 
+absl::Status FileSystemIsFull(const SegmentFolder& folder,
+                              const std::string& file, std::int64_t bytes) {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "segment ", folder.path(), "/", file, ": needs ", HumanBytes(bytes), " (",
+      bytes, " bytes), the file system has ", HumanBytes(folder.FreeBytes()),
+      " free; make the tmpfs larger (mount -o remount,size=..., docker "
+      "--shm-size) or give another --shm-dir"));
+}
+
 absl::Status Allocate(const SegmentFolder& folder, const std::string& file,
                       int fd, std::int64_t bytes) {
   int error = 0;
@@ -66,12 +75,7 @@ absl::Status Allocate(const SegmentFolder& folder, const std::string& file,
   } while (error == EINTR);
   if (error == 0) return absl::OkStatus();
   if (error == ENOSPC || error == EFBIG || error == ENOMEM) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "segment ", folder.path(), "/", file, ": needs ", HumanBytes(bytes),
-        " (", bytes, " bytes), the file system has ",
-        HumanBytes(folder.FreeBytes()),
-        " free; make the tmpfs larger (mount -o remount,size=..., docker "
-        "--shm-size) or give another --shm-dir"));
+    return FileSystemIsFull(folder, file, bytes);
   }
   return ErrnoStatus(absl::StrCat("segment ", folder.path(), "/", file,
                                   ": allocate ", bytes, " bytes"),
@@ -92,6 +96,11 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Create(
   segment->file_name_ = folder.NewName(options.kind);
   const std::string what =
       absl::StrCat("segment ", folder.path(), "/", segment->file_name_);
+  // Early, before time is spent on pages that would go again.
+  if (const std::int64_t free_bytes = folder.FreeBytes();
+      free_bytes >= 0 && free_bytes < options.bytes) {
+    return FileSystemIsFull(folder, segment->file_name_, options.bytes);
+  }
   const UniqueFd fd(::openat(folder.fd(), segment->file_name_.c_str(),
                              O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
                              0600));
