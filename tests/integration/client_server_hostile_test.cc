@@ -43,13 +43,16 @@ class RawStream {
   grpc::Status End() {
     v1::ServerMessage answer;
     while (stream_->Read(&answer)) {
-      if (answer.has_failed()) stream_->WritesDone();
+      if (answer.has_failed()) WritesDone();
     }
     return stream_->Finish();
   }
-  void WritesDone() { stream_->WritesDone(); }
+  void WritesDone() {
+    if (!std::exchange(writes_done_, true)) stream_->WritesDone();
+  }
 
  private:
+  bool writes_done_ = false;
   grpc::ClientContext context_;
   std::unique_ptr<v1::Stowage::Stub> stub_;
   std::unique_ptr<
