@@ -37,7 +37,7 @@ struct Options {
   std::int64_t sample_bytes = 160;  // generated before and after; 0: none
   bool save_weights = true;
   int server_threads = 0;
-  int rank_threads = 0;  // of LibTorch in a rank; 0: cores / ranks
+  int rank_threads = 0;    // of LibTorch in a rank; 0: cores / ranks
   std::string trace_file;  // JSON lines of every step: loss, norm, ...
   std::string log_level = "info";
 };
