@@ -158,13 +158,8 @@ class Filler {
           Contradicts(path, "--precision", std::string(DtypeName(*wanted)));
         }
       } else if (wanted == dtype && (by_user || open)) {
-        // A block that is not there is added, as accelerate does; with
-        // auto_cast for fp16.
+        // A block that is not there is added, as accelerate does.
         settings_.Put(path, MakeBool(true), Origin::kTrainer, "--precision");
-        if (dtype == Dtype::kFp16 && !settings_.HasBlock("fp16")) {
-          settings_.Put("fp16.auto_cast", MakeBool(true), Origin::kTrainer,
-                        "--precision");
-        }
       }
       used = used || (wanted == dtype && settings_.Bool(path));
     }

@@ -76,7 +76,7 @@ struct ZeroOptimization {
 
 struct Fp16 {
   bool enabled = false;
-  bool auto_cast = false;  // cast floating inputs of forward to fp16
+  bool auto_cast = false;  // only carried: the trainer casts its inputs
   double loss_scale = 0;   // 0: dynamic
   std::int64_t initial_scale_power = 16;
   std::int64_t loss_scale_window = 1000;  // steps

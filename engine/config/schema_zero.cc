@@ -87,9 +87,10 @@ constexpr Key kKeys[] = {
      .type = kInt,
      .def = "1000000000",
      .min = 1,
-     .effect = "elements of state that one pipeline slot of the optimizer "
-               "carries",
-     .difference = "0 is refused"},
+     .needs = Needs::kAnyNvme,
+     .effect = "elements of state that one slot of the NVMe pipeline carries",
+     .difference = "0 is refused; in memory the optimizer works in pieces "
+                   "that fit the cache"},
     {.path = ZERO "stage3_prefetch_bucket_size",
      .type = kInt,
      .def = "50000000",
@@ -153,9 +154,11 @@ constexpr Key kKeys[] = {
     {.path = ZERO "stage3_gather_16bit_weights_on_model_save",
      .type = kBool,
      .def = "false",
+     .rule = Rule::kFixed,
+     .only = "true",
      .auto_rule = Auto::kFalse,
-     .needs = Needs::kStage3,
-     .effect = "saving the model writes whole 16-bit weights"},
+     .effect = "a trainer that saves writes whole weights",
+     .difference = "always on"},
     {.path = ZERO "gather_16bit_weights_on_model_save",
      .type = kBool,
      .auto_rule = Auto::kFalse,
@@ -335,8 +338,10 @@ constexpr Key kKeys[] = {
     {.path = ZERO "offload_param.pin_memory",
      .type = kBool,
      .def = "true",
-     .needs = Needs::kParamOffload,
-     .effect = "the server pins what it shares, where the system allows it",
+     .rule = Rule::kFixed,
+     .only = "true",
+     .effect = "the server pins its memory where the system allows it, and "
+               "says so where not",
      .difference = "true as since 0.19.5; before it was false"},
 
     {.path = ZERO "offload_optimizer",
@@ -368,8 +373,10 @@ constexpr Key kKeys[] = {
     {.path = ZERO "offload_optimizer.pin_memory",
      .type = kBool,
      .def = "true",
-     .needs = Needs::kOptimizerOffload,
-     .effect = "the server pins its state, where the system allows it",
+     .rule = Rule::kFixed,
+     .only = "true",
+     .effect = "the server pins its memory where the system allows it, and "
+               "says so where not",
      .difference = "true as since 0.19.5; before it was false. Pins masters "
                    "and moments too"},
     {.path = ZERO "offload_optimizer.pipeline_read",

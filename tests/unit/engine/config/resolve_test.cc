@@ -290,7 +290,6 @@ TEST(Resolve, AskedPrecisionAddsItsBlock) {
   trainer.precision = {Dtype::kFp16, true};
   const Config c = Good(R"({"train_batch_size": 1})", trainer);
   EXPECT_TRUE(c.fp16.enabled);
-  EXPECT_TRUE(c.fp16.auto_cast);  // as accelerate adds it
   // A default of the trainer does not decide for a file that says nothing.
   trainer.precision.set_by_user = false;
   const auto resolution = ResolveText(R"({"train_batch_size": 1})", trainer);

@@ -76,7 +76,8 @@ TEST(ShippedFiles, Stage3ResolvesFromTheTrainer) {
   EXPECT_FALSE(c.wall_clock_breakdown);
   EXPECT_TRUE(CheckSupported(c).ok()) << CheckSupported(c).ToString();
   EXPECT_EQ(Warned(*resolution),
-            std::vector<std::string>{"zero_optimization.reduce_bucket_size"});
+            (std::vector<std::string>{"zero_optimization.reduce_bucket_size",
+                                      "zero_optimization.sub_group_size"}));
   EXPECT_EQ(FindResolved(*resolution, "optimizer.params.lr")->source, "--lr");
   EXPECT_EQ(FindResolved(*resolution, "train_batch_size")->origin,
             Origin::kAuto);
