@@ -27,6 +27,8 @@ ParsedOptions ParseOptions(int argc, char** argv) {
   Options o;
   CLI::App app(kDescription, "stow-train");
   app.footer(kFooter);
+  // The last of a repeated flag counts, so that scripts can override.
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.set_version_flag("--version", "stow-train 0.1.0");
   app.add_option("--config", o.config, "DeepSpeed JSON file")->required();
   app.add_option("--data", o.data, "text file; bytes are tokens")->required();
