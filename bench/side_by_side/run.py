@@ -83,8 +83,8 @@ def chain(options) -> dict:
 
 def service(options) -> dict:
     """Both sides are ours: the chain through stowd, and in one process."""
-    return rounds_of("service", {"ours": lambda: sides.google_benchmark(
-        "service_bench", ".", 1 if options.quick else 3)}, options.rounds)
+    return rounds_of("service", {"ours": lambda: sides.service_bench(
+        1 if options.quick else 3)}, options.rounds)
 
 
 def training(options) -> dict:

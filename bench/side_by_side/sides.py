@@ -98,6 +98,20 @@ def google_benchmark(name: str, pattern: str, repetitions: int) -> dict:
     return results
 
 
+def service_bench(pairs: int) -> dict:
+    """The chain through a stowd process and in this one, in turns."""
+    program = BUILD / "bench" / "service_bench"
+    if not program.exists():
+        raise Unavailable("build/release/bench/service_bench does not exist")
+    got = json.loads(run(["env", f"STOWAGE_STOWD={BUILD}/bin/stowd", program, "--pairs", pairs,
+                          "--threads", KERNEL_THREADS]))
+    out = {"service_empty_step": {"ms": got["prepare_apply_us"]["median"] / 1e3}}
+    for size, side in (("64M", "large"), ("1M", "small")):
+        for name, key in (("service_chain", "service_ms"), ("in_process_chain", "in_process_ms")):
+            out[f"{name}/{size}"] = {"ms": got[side][key]["median"]}
+    return out
+
+
 def training_flags(model: Model) -> list:
     return ["--layers", model.layers, "--width", model.width, "--heads", model.heads,
             "--context", model.context, "--micro-batch", model.micro_batch, "--ranks", 2]

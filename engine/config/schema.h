@@ -84,8 +84,8 @@ enum class Needs {
 };
 
 struct Key {
-  const char* path;  // "zero_optimization.stage"
-  KeyType type;
+  const char* path = "";  // "zero_optimization.stage"
+  KeyType type{};
   const char* def = "";  // JSON; empty: nothing unless the file says so
   double min = -std::numeric_limits<double>::infinity();
   double max = std::numeric_limits<double>::infinity();
