@@ -103,6 +103,7 @@ struct Avx512 {
         _mm512_set1_epi32(0x7fc00000)));
   }
 
+  static constexpr bool kHasBf16Squares = false;
   static Lanes ZeroLanes() {
     return {{_mm512_setzero_pd(), _mm512_setzero_pd()}};
   }

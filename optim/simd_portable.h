@@ -83,6 +83,7 @@ struct Portable {
         (I{0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000} & ~ordered));
   }
 
+  static constexpr bool kHasBf16Squares = false;
   static Lanes ZeroLanes() { return {}; }
   static void AddSquares(Lanes& lanes, F x, int lane) {
     const D low = {static_cast<double>(x[0]), static_cast<double>(x[1])};

@@ -104,10 +104,10 @@ struct Arena {
 
 Arena* arena = nullptr;
 
-void Setup(const benchmark::State& state) {
+void UseArena(std::int64_t elems) {
   static std::map<std::int64_t, std::unique_ptr<Arena>> arenas;
-  std::unique_ptr<Arena>& slot = arenas[state.range(0)];
-  if (slot == nullptr) slot = std::make_unique<Arena>(state.range(0));
+  std::unique_ptr<Arena>& slot = arenas[elems];
+  if (slot == nullptr) slot = std::make_unique<Arena>(elems);
   arena = slot.get();
 }
 
@@ -273,17 +273,18 @@ void Accumulate(benchmark::State& state) {
   });
 }
 
-void Register(const char* name, void (*function)(benchmark::State&)) {
+void Register(const std::string& name, void (*function)(benchmark::State&)) {
   for (const auto& [label, elems] :
        {std::pair<const char*, std::int64_t>{"64M", std::int64_t{64} << 20},
         std::pair<const char*, std::int64_t>{"1M", std::int64_t{1} << 20}}) {
-    benchmark::RegisterBenchmark((std::string(name) + "/" + label).c_str(),
-                                 function)
-        ->Arg(elems)
-        ->Setup(Setup)
+    benchmark::RegisterBenchmark(
+        (name + "/" + label).c_str(),
+        [function, elems = elems](benchmark::State& state) {
+          UseArena(elems);
+          function(state);
+        })
         ->MeasureProcessCPUTime()
         ->UseRealTime()
-        ->MinTime(0.2)
         ->Unit(benchmark::kMillisecond);
   }
 }
