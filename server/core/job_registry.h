@@ -93,7 +93,6 @@ struct RegistryOptions {
   std::string isa;         // empty: the best
 };
 
-//
 // Thread safety: thread-safe. Shutdown: sessions first, then the registry.
 class JobRegistry {
  public:

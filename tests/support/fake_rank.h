@@ -224,22 +224,27 @@ class FakeRank final : public core::SessionObserver {
 
   // Waits for the answer to a prepare, or for the failure of the session.
   absl::StatusOr<Verdict> WaitVerdict(std::int64_t step) {
+    const auto end = std::chrono::steady_clock::now() + kDeadline;
     MutexLock lock(mutex_);
-    if (!Await([&] { return !failure_.ok() || verdict_step_ == step; })) {
-      return absl::DeadlineExceededError("verdict");
+    while (failure_.ok() && verdict_step_ != step) {
+      if (!WaitChange(end)) return absl::DeadlineExceededError("verdict");
     }
     if (verdict_step_ == step) return verdict_;
     return failure_;
   }
   bool WaitInitialized() {
+    const auto end = std::chrono::steady_clock::now() + kDeadline;
     MutexLock lock(mutex_);
-    return Await([&] { return initialized_ || !failure_.ok(); }) &&
-           initialized_;
+    while (failure_.ok() && !initialized_) {
+      if (!WaitChange(end)) return false;
+    }
+    return initialized_;
   }
   absl::Status WaitFailed() {
+    const auto end = std::chrono::steady_clock::now() + kDeadline;
     MutexLock lock(mutex_);
-    if (!Await([&] { return !failure_.ok(); })) {
-      return absl::DeadlineExceededError("failure");
+    while (failure_.ok()) {
+      if (!WaitChange(end)) return absl::DeadlineExceededError("failure");
     }
     return failure_;
   }
@@ -306,13 +311,10 @@ class FakeRank final : public core::SessionObserver {
     return layout().units()[static_cast<std::size_t>(unit)];
   }
 
-  template <typename Condition>
-  bool Await(Condition condition) REQUIRES(mutex_) {
-    const auto end = std::chrono::steady_clock::now() + kDeadline;
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > end) return false;
-      changed_.WaitFor(mutex_, std::chrono::milliseconds(100));
-    }
+  // Returns: false when the deadline is over.
+  bool WaitChange(std::chrono::steady_clock::time_point end) REQUIRES(mutex_) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    changed_.WaitFor(mutex_, std::chrono::milliseconds(100));
     return true;
   }
 
