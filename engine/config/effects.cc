@@ -68,14 +68,6 @@ std::string WhyNoEffect(Needs needs, const Config& config) {
       return "";
     case Needs::kStage3:
       return zero.stage == 3 ? "" : Cat(Stage(config), ", only 3 uses it");
-    case Needs::kStage12:
-      return zero.stage == 1 || zero.stage == 2
-                 ? ""
-                 : Cat(Stage(config), ", only 1 and 2 use it");
-    case Needs::kParamOffload:
-      return zero.offload_param.device != OffloadDevice::kNone
-                 ? ""
-                 : Device("offload_param", zero.offload_param.device, false);
     case Needs::kParamNvme:
       return zero.offload_param.device == OffloadDevice::kNvme
                  ? ""

@@ -67,8 +67,6 @@ enum class Auto {
 enum class Needs {
   kNothing,
   kStage3,
-  kStage12,
-  kParamOffload,
   kParamNvme,
   kOptimizerOffload,
   kOptimizerNvme,
