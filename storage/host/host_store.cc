@@ -9,28 +9,42 @@
 #include "common/status_macros.h"
 
 namespace stowage::storage {
+namespace {
+
+// Space between the arrays. The kernel walks all three at once; arrays that
+// begin at the same offset of a large power of two meet in the same cache sets
+// and DRAM banks. 16 KiB + 4 lines apart against aligned (AdamW, bf16 gradient
+// and copy, 2 cores, 2026-11-24): 7-12 % faster with 2^25 elements, 2.8 times
+// with 2^26; exactly 4 KiB apart is slower than aligned.
+constexpr std::int64_t kStaggerElems = 4096 + 64;
+
+std::int64_t ArenaBytes(const Layout& layout) {
+  if (layout.state_elems() == 0) return 0;
+  return (3 * layout.state_elems() + 2 * kStaggerElems) *
+         static_cast<std::int64_t>(sizeof(float));
+}
+
+}  // namespace
 
 std::int64_t HostStore::PinnedBytes(const Layout& layout) {
-  return PinnedArena::MappedBytes(3 * layout.state_elems() *
-                                  static_cast<std::int64_t>(sizeof(float)));
+  return PinnedArena::MappedBytes(ArenaBytes(layout));
 }
 
 absl::StatusOr<std::unique_ptr<HostStore>> HostStore::Create(
     const Layout& layout, bool lock_memory, MemoryBudget* budget,
     MemoryReservation reservation) {
-  STOWAGE_ASSIGN_OR_RETURN(
-      PinnedArena arena,
-      PinnedArena::Create(
-          3 * layout.state_elems() * static_cast<std::int64_t>(sizeof(float)),
-          lock_memory, budget, std::move(reservation)));
+  STOWAGE_ASSIGN_OR_RETURN(PinnedArena arena,
+                           PinnedArena::Create(ArenaBytes(layout), lock_memory,
+                                               budget, std::move(reservation)));
   return absl::WrapUnique(new HostStore(layout, std::move(arena)));
 }
 
 HostStore::HostStore(const Layout& layout, PinnedArena arena)
     : layout_(layout), arena_(std::move(arena)) {
   master_ = reinterpret_cast<float*>(arena_.data());
-  moment1_ = master_ + layout.state_elems();
-  moment2_ = moment1_ + layout.state_elems();
+  if (master_ == nullptr) return;  // nothing is trainable
+  moment1_ = master_ + layout.state_elems() + kStaggerElems;
+  moment2_ = moment1_ + layout.state_elems() + kStaggerElems;
 }
 
 absl::Status HostStore::CheckRange(std::int32_t unit_index,
