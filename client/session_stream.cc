@@ -12,8 +12,11 @@
 namespace stowage::client {
 namespace {
 
-// For the reason of a write that failed, which the reader hears.
+// For the reason of a write that failed, which comes with the stream's end.
 constexpr std::chrono::seconds kReasonLimit{5};
+// The watcher looks this often, and reads if nobody has for as long: bad news
+// reach a computing rank within two of them.
+constexpr std::chrono::milliseconds kWatchPeriod{100};
 
 absl::Status Unexpected(const char* what) {
   return absl::InternalError(
@@ -25,17 +28,17 @@ absl::Status Unexpected(const char* what) {
 SessionStream::SessionStream(v1::Stowage::StubInterface& stub,
                              std::string address)
     : address_(std::move(address)), stream_(stub.RunSession(&context_)) {
-  reader_ = std::thread([this] { RunReader(); });
+  watcher_ = std::thread([this] { Watch(); });
 }
 
 SessionStream::~SessionStream() {
-  bool ended = false;
   {
     const MutexLock lock(mutex_);
-    ended = ended_;
+    if (!ended_) context_.TryCancel();
+    stop_ = true;
+    stop_changed_.NotifyAll();
   }
-  if (!ended) context_.TryCancel();
-  reader_.join();
+  watcher_.join();
 }
 
 absl::Status SessionStream::Send(const v1::ClientMessage& message) {
@@ -47,10 +50,7 @@ absl::Status SessionStream::Send(const v1::ClientMessage& message) {
   }
   if (written) return absl::OkStatus();
   const MutexLock lock(mutex_);
-  const auto limit = std::chrono::steady_clock::now() + kReasonLimit;
-  while (status_.ok() && std::chrono::steady_clock::now() < limit) {
-    changed_.WaitFor(mutex_, kReasonLimit);
-  }
+  WaitUntil(kReasonLimit, "write", [] { return false; }).IgnoreError();
   return BreakLocked(absl::UnavailableError(
       absl::StrCat("stowd at ", address_, " went away")));
 }
@@ -122,44 +122,80 @@ absl::Status SessionStream::status() const {
 template <typename Done>
 absl::Status SessionStream::WaitUntil(std::chrono::milliseconds timeout,
                                       const char* what, Done done) {
-  const auto end = std::chrono::steady_clock::now() + timeout;
-  while (true) {
-    if (done()) return absl::OkStatus();
+  const Waiting waiting{what, timeout, Clock::now() + timeout};
+  while (!done()) {
     if (!status_.ok()) return status_;
-    const auto now = std::chrono::steady_clock::now();
-    if (now >= end) break;
-    changed_.WaitFor(mutex_, end - now);
-  }
-  return BreakLocked(absl::DeadlineExceededError(absl::StrCat(
-      "stowd at ", address_, ": no answer to ", what, " within ",
-      std::chrono::duration_cast<std::chrono::seconds>(timeout).count(),
-      " s")));
-}
-
-void SessionStream::RunReader() {
-  v1::ServerMessage message;
-  while (stream_->Read(&message)) {
-    const absl::Status taken = Take(message);
-    if (!taken.ok()) {
-      Break(taken).IgnoreError();
-      EndWrites();
+    const auto now = Clock::now();
+    if (now >= waiting.deadline) return TooLate(waiting);
+    if (reading_) {
+      changed_.WaitFor(mutex_, waiting.deadline - now);
+    } else {
+      waiting_ = waiting;
+      ReadOne();
+      waiting_.reset();
     }
   }
-  EndWrites();
-  const grpc::Status finished = stream_->Finish();
+  return absl::OkStatus();
+}
+
+absl::Status SessionStream::TooLate(const Waiting& waiting) {
+  return BreakLocked(absl::DeadlineExceededError(absl::StrCat(
+      "stowd at ", address_, ": no answer to ", waiting.what, " within ",
+      std::chrono::duration<double>(waiting.timeout).count(), " s")));
+}
+
+void SessionStream::Watch() {
   const MutexLock lock(mutex_);
+  while (!ended_) {
+    if (!stop_) stop_changed_.WaitFor(mutex_, kWatchPeriod);
+    const auto now = Clock::now();
+    if (reading_) {
+      // A Read in progress returns when the call is cancelled.
+      if (waiting_.has_value() && now > waiting_->deadline && status_.ok()) {
+        TooLate(*waiting_).IgnoreError();
+        context_.TryCancel();
+      }
+      if (stop_) changed_.WaitFor(mutex_, kWatchPeriod);
+    } else if (stop_ || now - last_read_ > kWatchPeriod) {
+      ReadOne();
+    }
+  }
+}
+
+// Takes the right to read for one message, or for the end of the stream.
+void SessionStream::ReadOne() {
+  if (ended_) return;
+  reading_ = true;
+  mutex_.Unlock();
+  const bool got = stream_->Read(&message_);
+  absl::Status taken;
+  grpc::Status finished;
+  if (got) {
+    taken = Take(message_);
+  }
+  if (!got || !taken.ok()) EndWrites();
+  if (!got) finished = stream_->Finish();
+  mutex_.Lock();
+  reading_ = false;
+  last_read_ = Clock::now();
+  if (!taken.ok()) BreakLocked(taken).IgnoreError();
+  if (!got) End(finished);
+  changed_.NotifyAll();
+}
+
+void SessionStream::End(const grpc::Status& finished) {
   ended_ = true;
-  if (!closed_ || !finished.ok()) {
-    BreakLocked(finished.ok()
-                    ? absl::UnavailableError(absl::StrCat("stowd at ", address_,
-                                                          " ended the session"))
-                    : ToClientStatus(finished, address_))
-        .IgnoreError();
-  } else {
+  stop_changed_.NotifyAll();
+  if (closed_ && finished.ok()) {
     BreakLocked(absl::FailedPreconditionError("the session is closed"))
         .IgnoreError();
+  } else if (finished.ok()) {
+    BreakLocked(absl::UnavailableError(
+                    absl::StrCat("stowd at ", address_, " ended the session")))
+        .IgnoreError();
+  } else {
+    BreakLocked(ToClientStatus(finished, address_)).IgnoreError();
   }
-  changed_.NotifyAll();
 }
 
 absl::Status SessionStream::Take(const v1::ServerMessage& message) {
@@ -167,11 +203,8 @@ absl::Status SessionStream::Take(const v1::ServerMessage& message) {
     case v1::ServerMessage::kVerdict: {
       STOWAGE_ASSIGN_OR_RETURN(Verdict verdict,
                                proto::DecodeVerdict(message.verdict()));
-      {
-        const MutexLock lock(mutex_);
-        verdict_ = std::move(verdict);
-      }
-      changed_.NotifyAll();
+      const MutexLock lock(mutex_);
+      verdict_ = std::move(verdict);
       return absl::OkStatus();
     }
     case v1::ServerMessage::kStateChunk:
@@ -202,7 +235,6 @@ absl::Status SessionStream::Take(const v1::ServerMessage& message) {
     case v1::ServerMessage::KIND_NOT_SET:
       return Unexpected("a message of no known kind");
   }
-  changed_.NotifyAll();
   return absl::OkStatus();
 }
 
@@ -219,7 +251,6 @@ absl::Status SessionStream::TakeChunk(const v1::StateChunk& message) {
   std::copy(chunk_.values.begin(), chunk_.values.end(),
             read_->out.begin() + read_->filled_elems);
   read_->filled_elems += elems;
-  if (read_->filled_elems == read_->args.elems) changed_.NotifyAll();
   return absl::OkStatus();
 }
 

@@ -2,7 +2,6 @@
 
 #include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
-#include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
@@ -20,6 +19,7 @@
 #include "proto/address.h"
 #include "proto/grpc_lifetime.h"
 #include "proto/job_codec.h"
+#include "server/rpc/health_service.h"
 #include "server/rpc/socket_folder.h"
 #include "server/rpc/stowage_service.h"
 
@@ -106,11 +106,7 @@ class RpcServerImpl final : public RpcServer {
     if (stopped_) return;
     stopped_ = true;
     service_.Refuse();
-    if (server_ != nullptr) {
-      if (auto* health = server_->GetHealthCheckService(); health != nullptr) {
-        health->SetServingStatus(false);
-      }
-    }
+    health_.SetServing(false);
     registry_.Stop();
     if (server_ != nullptr) {
       // Not Shutdown(deadline): that waits for connections to be closed, which
@@ -127,7 +123,6 @@ class RpcServerImpl final : public RpcServer {
   void Build(const RpcOptions& options, const std::string& address, int* port) {
     proto::KeepGrpcRunning();
     gpr_set_log_function(&LogFromGrpc);
-    grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ResourceQuota quota("stowd");
     quota.SetMaxThreads(options.sessions_max + kSpareThreads);
@@ -147,11 +142,13 @@ class RpcServerImpl final : public RpcServer {
                                kWindowBytes);
     builder.AddListeningPort(address, grpc::InsecureServerCredentials(), port);
     builder.RegisterService(&service_);
+    builder.RegisterService(&health_);
     server_ = builder.BuildAndStart();
   }
 
   core::JobRegistry& registry_;
   StowageService service_;
+  HealthService health_;
   std::unique_ptr<SocketFolder> folder_;
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
