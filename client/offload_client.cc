@@ -1,11 +1,11 @@
 #include "client/offload_client.h"
 
-#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/connection.h"
 #include "client/session.h"
+#include "common/environment.h"
 #include "common/status_macros.h"
 #include "proto/admin_codec.h"
 #include "proto/grpc_status.h"
@@ -32,7 +32,7 @@ class OffloadClientImpl final : public OffloadClient {
     v1::GetServerInfoResponse response;
     const grpc::Status status = stub_->GetServerInfo(&context, {}, &response);
     if (!status.ok()) return ConnectError(status);
-    const absl::Status decoded = proto::DecodeServerInfo(response).status();
+    absl::Status decoded = proto::DecodeServerInfo(response).status();
     if (decoded.ok()) return decoded;
     return {decoded.code(),
             absl::StrCat("stowd at ", address_, ": ", decoded.message())};
@@ -44,10 +44,7 @@ class OffloadClientImpl final : public OffloadClient {
     AttachArgs args;
     args.address = address_;
     args.shm_dir = options_.shm_dir;
-    if (const char* set = std::getenv("STOWAGE_SHM_DIR");
-        args.shm_dir.empty() && set != nullptr) {
-      args.shm_dir = set;
-    }
+    if (args.shm_dir.empty()) args.shm_dir = Environment("STOWAGE_SHM_DIR");
     args.options = options;
     return AttachSession(stub_, args, job, run, local_rank);
   }

@@ -21,6 +21,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/environment.h"
 #include "common/errno_status.h"
 #include "common/status_macros.h"
 #include "common/unique_fd.h"
@@ -38,11 +39,11 @@ constexpr std::size_t kLastWordsMax = 4096;
 
 absl::StatusOr<std::string> FindBinary(const std::string& asked) {
   std::vector<std::string> places;
-  const char* set = std::getenv("STOWAGE_STOWD");
+  const std::string set = Environment("STOWAGE_STOWD");
   if (!asked.empty()) {
     places.push_back(asked);
-  } else if (set != nullptr && *set != '\0') {
-    places.emplace_back(set);
+  } else if (!set.empty()) {
+    places.push_back(set);
   } else {
     std::array<char, 4096> self{};
     const ssize_t length =
@@ -51,10 +52,10 @@ absl::StatusOr<std::string> FindBinary(const std::string& asked) {
       const std::string path(self.data(), static_cast<std::size_t>(length));
       places.push_back(path.substr(0, path.rfind('/')) + "/stowd");
     }
-    if (const char* path = std::getenv("PATH"); path != nullptr) {
-      for (const absl::string_view folder : absl::StrSplit(path, ':')) {
-        if (!folder.empty()) places.push_back(absl::StrCat(folder, "/stowd"));
-      }
+    const std::string path = Environment("PATH");
+    for (const absl::string_view folder :
+         absl::StrSplit(path, ':', absl::SkipEmpty())) {
+      places.push_back(absl::StrCat(folder, "/stowd"));
     }
   }
   for (const std::string& place : places) {
@@ -72,13 +73,13 @@ absl::StatusOr<std::string> FindBinary(const std::string& asked) {
 // A name that nobody can have taken; stowd makes the folder, 0700, and so
 // removes it at its end.
 std::string FolderName() {
-  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
-  const bool usable = runtime != nullptr && *runtime == '/' &&
-                      std::strlen(runtime) < 48 &&
-                      ::access(runtime, W_OK | X_OK) == 0;
+  const std::string runtime = Environment("XDG_RUNTIME_DIR");
+  const bool usable = runtime.starts_with('/') && runtime.size() < 48 &&
+                      ::access(runtime.c_str(), W_OK | X_OK) == 0;
   std::random_device random;
-  return absl::StrFormat("%s/stowage-%d-%08x%08x", usable ? runtime : "/tmp",
-                         ::getpid(), random(), random());
+  return absl::StrFormat("%s/stowage-%d-%08x%08x",
+                         usable ? runtime : std::string("/tmp"), ::getpid(),
+                         random(), random());
 }
 
 std::vector<std::string> Arguments(const PrivateServer::Options& options,
@@ -113,7 +114,7 @@ std::vector<std::string> Arguments(const PrivateServer::Options& options,
   ::setpgid(0, 0);
   sigset_t none;
   sigemptyset(&none);
-  ::sigprocmask(SIG_SETMASK, &none, nullptr);
+  ::pthread_sigmask(SIG_SETMASK, &none, nullptr);
   // Either may be the number that the other has to get: move both out first.
   const int life = ::fcntl(life_fd, F_DUPFD_CLOEXEC, 10);
   const int words = ::fcntl(words_fd, F_DUPFD_CLOEXEC, 10);
@@ -167,6 +168,7 @@ absl::StatusOr<std::unique_ptr<PrivateServer>> PrivateServer::Start(
   std::vector<std::string> arguments =
       Arguments(options, binary, server->address_);
   std::vector<char*> argv;
+  argv.reserve(arguments.size() + 1);
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
   const pid_t parent = ::getpid();

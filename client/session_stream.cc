@@ -59,21 +59,23 @@ absl::StatusOr<AttachedAnswer> SessionStream::WaitAttached(
     std::chrono::milliseconds timeout) {
   const MutexLock lock(mutex_);
   STOWAGE_RETURN_IF_ERROR(
-      WaitUntil(timeout, "attach", [this] { return attached_.has_value(); }));
+      WaitUntil(timeout, "attach",
+                [this]() REQUIRES(mutex_) { return attached_.has_value(); }));
   return *attached_;
 }
 
 absl::Status SessionStream::WaitInitialized(std::chrono::milliseconds timeout) {
   const MutexLock lock(mutex_);
   return WaitUntil(timeout, "finish_initialization",
-                   [this] { return initialized_; });
+                   [this]() REQUIRES(mutex_) { return initialized_; });
 }
 
 absl::StatusOr<Verdict> SessionStream::WaitVerdict(
     std::chrono::milliseconds timeout) {
   const MutexLock lock(mutex_);
-  STOWAGE_RETURN_IF_ERROR(WaitUntil(timeout, "prepare (a rank may be missing)",
-                                    [this] { return verdict_.has_value(); }));
+  STOWAGE_RETURN_IF_ERROR(
+      WaitUntil(timeout, "prepare (a rank may be missing)",
+                [this]() REQUIRES(mutex_) { return verdict_.has_value(); }));
   Verdict verdict = std::move(*verdict_);
   verdict_.reset();
   return verdict;
@@ -81,7 +83,8 @@ absl::StatusOr<Verdict> SessionStream::WaitVerdict(
 
 absl::Status SessionStream::WaitClosed(std::chrono::milliseconds timeout) {
   const MutexLock lock(mutex_);
-  return WaitUntil(timeout, "close", [this] { return closed_ && ended_; });
+  return WaitUntil(timeout, "close",
+                   [this]() REQUIRES(mutex_) { return closed_ && ended_; });
 }
 
 void SessionStream::ExpectState(const proto::ReadStateArgs& args,
@@ -92,9 +95,10 @@ void SessionStream::ExpectState(const proto::ReadStateArgs& args,
 
 absl::Status SessionStream::WaitState(std::chrono::milliseconds timeout) {
   const MutexLock lock(mutex_);
-  const absl::Status status = WaitUntil(timeout, "read_state", [this] {
-    return read_->filled_elems == read_->args.elems;
-  });
+  absl::Status status =
+      WaitUntil(timeout, "read_state", [this]() REQUIRES(mutex_) {
+        return read_->filled_elems == read_->args.elems;
+      });
   read_.reset();  // the caller's memory is its own again
   return status;
 }

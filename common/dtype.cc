@@ -52,8 +52,9 @@ std::uint16_t FloatToFp16(float value) {
     return static_cast<std::uint16_t>(sign | 0x7e00U |
                                       ((magnitude >> 13) & 0x1ffU));
   }
-  if (magnitude >= 0x477ff000U)
+  if (magnitude >= 0x477ff000U) {
     return static_cast<std::uint16_t>(sign | 0x7c00U);
+  }
   if (magnitude < 0x38800000U) {
     // Result is denormal (or rounds up to the least normal number): let the
     // fp32 adder do the rounding at 2^-24, the spacing of fp16 denormals.

@@ -17,7 +17,7 @@ namespace stowage {
 // exactly this one and the previous one (none yet).
 inline constexpr std::int32_t kProtocolVersion = 1;
 
-inline constexpr std::int64_t kClientStateBytesMax = 64 * 1024;
+inline constexpr std::int64_t kClientStateBytesMax = std::int64_t{64} * 1024;
 inline constexpr std::int64_t kJobNameBytesMax = 128;
 inline constexpr std::int32_t kWorldSizeMax = 65536;
 inline constexpr std::int32_t kLocalRanksMax = 256;

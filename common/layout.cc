@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/bytes.h"
+#include "common/status_macros.h"
 
 namespace stowage {
 namespace {
@@ -98,10 +99,9 @@ std::string ShapeText(const std::vector<std::int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
-}  // namespace
-
-absl::StatusOr<Layout> Layout::Create(const LayoutSpec& spec,
-                                      const LayoutLimits& limits) {
+// Names, groups and counts of the whole spec; what is inside the units is
+// looked at as each is laid out.
+absl::Status CheckOutline(const LayoutSpec& spec, const LayoutLimits& limits) {
   if (spec.units.empty()) {
     return absl::InvalidArgumentError("layout: no units");
   }
@@ -119,124 +119,142 @@ absl::StatusOr<Layout> Layout::Create(const LayoutSpec& spec,
       spec.param_dtype != Dtype::kBf16) {
     return absl::InvalidArgumentError("layout: unknown parameter type");
   }
-  Layout layout;
-  layout.spec_ = spec;
   std::set<std::string> group_names;
   for (const GroupSpec& group : spec.groups) {
-    if (absl::Status s = CheckName("parameter group", group.name, limits);
-        !s.ok()) {
-      return s;
-    }
+    STOWAGE_RETURN_IF_ERROR(CheckName("parameter group", group.name, limits));
     if (!group_names.insert(group.name).second) {
       return absl::InvalidArgumentError(
           absl::StrCat("parameter group \"", group.name, "\" appears twice"));
     }
   }
   std::set<std::string> unit_names;
-  std::set<std::string> param_names;
   std::int64_t param_total = 0;
   for (std::size_t u = 0; u < spec.units.size(); ++u) {
-    const UnitSpec& unit_spec = spec.units[u];
-    const std::string unit_what = absl::StrCat("unit ", u);
-    if (absl::Status s = CheckName(unit_what, unit_spec.name, limits);
-        !s.ok()) {
-      return s;
-    }
-    if (!unit_names.insert(unit_spec.name).second) {
+    const UnitSpec& unit = spec.units[u];
+    STOWAGE_RETURN_IF_ERROR(
+        CheckName(absl::StrCat("unit ", u), unit.name, limits));
+    if (!unit_names.insert(unit.name).second) {
       return absl::InvalidArgumentError(
-          absl::StrCat("unit \"", unit_spec.name, "\" appears twice"));
+          absl::StrCat("unit \"", unit.name, "\" appears twice"));
     }
-    param_total += static_cast<std::int64_t>(unit_spec.params.size());
-    if (unit_spec.params.empty() || param_total > limits.params_max) {
+    param_total += static_cast<std::int64_t>(unit.params.size());
+    if (unit.params.empty() || param_total > limits.params_max) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "unit \"", unit_spec.name, "\": ", unit_spec.params.size(),
-          " parameters; a unit needs at least 1, a job has at "
-          "most ",
+          "unit \"", unit.name, "\": ", unit.params.size(),
+          " parameters; a unit needs at least 1, a job has at most ",
           limits.params_max));
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Layout::Param> MakeParam(const LayoutSpec& spec, std::size_t u,
+                                        std::size_t p,
+                                        const LayoutLimits& limits,
+                                        std::set<std::string>& param_names) {
+  const ParamSpec& param_spec = spec.units[u].params[p];
+  const std::string what =
+      absl::StrCat("unit \"", spec.units[u].name, "\", parameter ", p);
+  STOWAGE_RETURN_IF_ERROR(CheckName(what, param_spec.name, limits));
+  if (!param_names.insert(param_spec.name).second) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("parameter \"", param_spec.name,
+                     "\" appears twice; a tied parameter belongs to one unit"));
+  }
+  if (param_spec.group_index < 0 ||
+      param_spec.group_index >= static_cast<std::int32_t>(spec.groups.size())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, " (\"", param_spec.name, "\"): group ",
+                     param_spec.group_index, " of ", spec.groups.size()));
+  }
+  Layout::Param param;
+  param.name = param_spec.name;
+  param.shape = param_spec.shape;
+  param.group_index = param_spec.group_index;
+  param.unit_index = static_cast<std::int32_t>(u);
+  param.declared_index = static_cast<std::int32_t>(p);
+  param.frozen =
+      spec.groups[static_cast<std::size_t>(param.group_index)].frozen;
+  STOWAGE_ASSIGN_OR_RETURN(param.elems,
+                           CountElems(what, param_spec.shape, limits));
+  return param;
+}
+
+// Gives the unit's parameters their places and the unit its runs and sizes.
+absl::Status PlaceParams(const LayoutLimits& limits, Layout::Unit& unit) {
+  std::stable_sort(unit.params.begin(), unit.params.end(),
+                   [](const Layout::Param& a, const Layout::Param& b) {
+                     if (a.frozen != b.frozen) return b.frozen;
+                     return a.group_index < b.group_index;
+                   });
+  std::int64_t cursor = 0;
+  std::int64_t trainable_end = 0;
+  for (Layout::Param& param : unit.params) {
+    param.begin_elems = cursor;
+    cursor += RoundUp(param.elems, kParamAlignElems);
+    if (cursor > limits.elems_max) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("unit \"", unit.name, "\": more than ", limits.elems_max,
+                       " elements"));
+    }
+    if (param.frozen) continue;
+    if (unit.runs.empty() ||
+        unit.runs.back().group_index != param.group_index) {
+      unit.runs.push_back({param.group_index, param.begin_elems, cursor});
+    } else {
+      unit.runs.back().end_elems = cursor;
+    }
+    trainable_end = cursor;
+  }
+  unit.elems = RoundUp(cursor, kUnitAlignElems);
+  unit.trainable_elems = RoundUp(trainable_end, kUnitAlignElems);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void Layout::AddUnit(Unit unit) {
+  const auto unit_index = static_cast<std::int32_t>(units_.size());
+  for (const Param& param : unit.params) {
+    parameter_count_ += param.elems;
+    if (!param.frozen) trainable_count_ += param.elems;
+  }
+  unit.begin_elems = total_elems_;
+  unit.state_begin_elems = state_elems_;
+  total_elems_ += unit.elems;
+  state_elems_ += unit.trainable_elems;
+  unit_elems_max_ = std::max(unit_elems_max_, unit.elems);
+  chunk_begin_.push_back(static_cast<std::int64_t>(chunks_.size()));
+  for (const Run& run : unit.runs) {
+    for (std::int64_t begin = run.begin_elems; begin < run.end_elems;
+         begin += kChunkElems) {
+      chunks_.push_back({unit_index, run.group_index, begin,
+                         std::min(kChunkElems, run.end_elems - begin)});
+    }
+  }
+  units_.push_back(std::move(unit));
+}
+
+absl::StatusOr<Layout> Layout::Create(const LayoutSpec& spec,
+                                      const LayoutLimits& limits) {
+  STOWAGE_RETURN_IF_ERROR(CheckOutline(spec, limits));
+  Layout layout;
+  layout.spec_ = spec;
+  std::set<std::string> param_names;
+  for (std::size_t u = 0; u < spec.units.size(); ++u) {
     Unit unit;
-    unit.name = unit_spec.name;
-    for (std::size_t p = 0; p < unit_spec.params.size(); ++p) {
-      const ParamSpec& param_spec = unit_spec.params[p];
-      const std::string what =
-          absl::StrCat("unit \"", unit.name, "\", parameter ", p);
-      if (absl::Status s = CheckName(what, param_spec.name, limits); !s.ok()) {
-        return s;
-      }
-      if (!param_names.insert(param_spec.name).second) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "parameter \"", param_spec.name,
-            "\" appears twice; a tied parameter belongs to one unit"));
-      }
-      if (param_spec.group_index < 0 ||
-          param_spec.group_index >=
-              static_cast<std::int32_t>(spec.groups.size())) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(what, " (\"", param_spec.name, "\"): group ",
-                         param_spec.group_index, " of ", spec.groups.size()));
-      }
-      absl::StatusOr<std::int64_t> elems =
-          CountElems(what, param_spec.shape, limits);
-      if (!elems.ok()) return elems.status();
-      Param param;
-      param.name = param_spec.name;
-      param.shape = param_spec.shape;
-      param.group_index = param_spec.group_index;
-      param.unit_index = static_cast<std::int32_t>(u);
-      param.declared_index = static_cast<std::int32_t>(p);
-      param.frozen =
-          spec.groups[static_cast<std::size_t>(param.group_index)].frozen;
-      param.elems = *elems;
+    unit.name = spec.units[u].name;
+    for (std::size_t p = 0; p < spec.units[u].params.size(); ++p) {
+      STOWAGE_ASSIGN_OR_RETURN(Param param,
+                               MakeParam(spec, u, p, limits, param_names));
       unit.params.push_back(std::move(param));
     }
-    std::stable_sort(unit.params.begin(), unit.params.end(),
-                     [](const Param& a, const Param& b) {
-                       if (a.frozen != b.frozen) return b.frozen;
-                       return a.group_index < b.group_index;
-                     });
-    std::int64_t cursor = 0;
-    std::int64_t trainable_end = 0;
-    for (Param& param : unit.params) {
-      param.begin_elems = cursor;
-      cursor += RoundUp(param.elems, kParamAlignElems);
-      if (cursor > limits.elems_max) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("unit \"", unit.name, "\": more than ",
-                         limits.elems_max, " elements"));
-      }
-      layout.parameter_count_ += param.elems;
-      if (param.frozen) continue;
-      layout.trainable_count_ += param.elems;
-      if (unit.runs.empty() ||
-          unit.runs.back().group_index != param.group_index) {
-        unit.runs.push_back({param.group_index, param.begin_elems, cursor});
-      } else {
-        unit.runs.back().end_elems = cursor;
-      }
-      trainable_end = cursor;
-    }
-    unit.elems = RoundUp(cursor, kUnitAlignElems);
-    unit.trainable_elems = RoundUp(trainable_end, kUnitAlignElems);
-    unit.begin_elems = layout.total_elems_;
-    unit.state_begin_elems = layout.state_elems_;
-    layout.total_elems_ += unit.elems;
-    layout.state_elems_ += unit.trainable_elems;
+    STOWAGE_RETURN_IF_ERROR(PlaceParams(limits, unit));
+    layout.AddUnit(std::move(unit));
     if (layout.total_elems_ > limits.elems_max) {
       return absl::InvalidArgumentError(absl::StrCat(
           "layout: more than ", limits.elems_max, " elements in all"));
     }
-    layout.unit_elems_max_ = std::max(layout.unit_elems_max_, unit.elems);
-    layout.chunk_begin_.push_back(
-        static_cast<std::int64_t>(layout.chunks_.size()));
-    for (const Run& run : unit.runs) {
-      for (std::int64_t begin = run.begin_elems; begin < run.end_elems;
-           begin += kChunkElems) {
-        layout.chunks_.push_back(
-            {static_cast<std::int32_t>(u), run.group_index, begin,
-             std::min(kChunkElems, run.end_elems - begin)});
-      }
-    }
-    layout.units_.push_back(std::move(unit));
   }
   layout.chunk_begin_.push_back(
       static_cast<std::int64_t>(layout.chunks_.size()));

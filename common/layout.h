@@ -144,6 +144,9 @@ class Layout {
   std::uint64_t fingerprint() const { return fingerprint_; }
 
  private:
+  // Appends a unit whose parameters have their places.
+  void AddUnit(Unit unit);
+
   LayoutSpec spec_;
   std::vector<Unit> units_;
   std::vector<Chunk> chunks_;

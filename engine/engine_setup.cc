@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/environment.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "engine/checkpoint/client_state.h"
@@ -120,8 +121,7 @@ absl::Status Engine::Connect() {
   if (server_address_.empty()) server_address_ = config().stowage.server;
   if (server_address_.empty()) {
     // NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets it.
-    const char* variable = std::getenv("STOWAGE_SERVER");
-    if (variable != nullptr) server_address_ = variable;
+    server_address_ = Environment("STOWAGE_SERVER");
   }
   private_server_known_ = server_address_.empty();
   job_name_ = options_.job;

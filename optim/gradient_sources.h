@@ -19,7 +19,7 @@ using internal::kFp32;
 using internal::RawGradient;
 using std::int64_t;
 
-constexpr int kBlockElems = 32;
+inline constexpr int kBlockElems = 32;
 static_assert(kBlockElems % kSumLanes == 0);
 
 constexpr int64_t BytesOf(Dtype dtype) { return dtype == kFp32 ? 4 : 2; }
@@ -37,8 +37,10 @@ inline bool IsLineAligned(const void* pointer) {
 // May name an address past the array, which prefetching allows.
 template <int kWrite = 0>
 inline void PrefetchBytes(const void* base, int64_t bytes) {
+  // Integer arithmetic, because a pointer past the array may not be formed.
   const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(base) +
                                  static_cast<std::uintptr_t>(bytes);
+  // NOLINTNEXTLINE(performance-no-int-to-ptr)
   __builtin_prefetch(reinterpret_cast<const void*>(address), kWrite);
 }
 
@@ -77,8 +79,9 @@ void FillFrom(const void* const* slots, int64_t slot_count, int64_t index,
       acc[k] = s == 0 ? x : V::Add(acc[k], x);
     }
   }
-  for (int k = 0; k < kBlockVectors<V>; ++k)
+  for (int k = 0; k < kBlockVectors<V>; ++k) {
     V::Store(out + k * V::kWidth, acc[k]);
+  }
 }
 
 template <class V>

@@ -8,13 +8,13 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/check.h"
+#include "common/environment.h"
 #include "common/log.h"
 
 namespace stowage::optim {
@@ -103,9 +103,8 @@ constexpr std::array kIsas = {Isa::kAvx512, Isa::kAvx2, Isa::kPortable};
 const KernelSet& SelectKernels() {
   const KernelSet& fastest = *SupportedKernels().front();
   // Read once, at the first call.
-  const char* asked =
-      std::getenv("STOWAGE_ISA");  // NOLINT(concurrency-mt-unsafe)
-  if (asked == nullptr || *asked == '\0') return fastest;
+  const std::string asked = Environment("STOWAGE_ISA");
+  if (asked.empty()) return fastest;
   for (const Isa isa : kIsas) {
     if (IsaName(isa) != asked) continue;
     const absl::StatusOr<const KernelSet*> set = KernelsFor(isa);

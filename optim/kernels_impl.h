@@ -32,12 +32,12 @@ using internal::RawKernels;
 
 // Below this a range's copy is likely read again from cache soon, and a fence
 // per call is no longer small against the call.
-constexpr int64_t kStreamElemsMin = 4096;
+inline constexpr int64_t kStreamElemsMin = 4096;
 
 // --- sum of squares ---------------------------------------------------------
 
 // Prefetching 4 KiB of 16-bit slots ahead is worth 10 % (AVX2, 2026-11-23).
-constexpr int64_t kNormPrefetchBlocks = 64;
+inline constexpr int64_t kNormPrefetchBlocks = 64;
 
 template <class V, class Source>
 inline void AddBlockSquares(typename V::Lanes& lanes, const Source& source,
@@ -122,11 +122,13 @@ void AccumulateBlocks(const RawGradient& slots, bool first, float* sum,
       }
     }
     if (V::AnyNan(acc)) {
-      for (int k = 0; k < kBlockVectors<V>; ++k)
+      for (int k = 0; k < kBlockVectors<V>; ++k) {
         acc[k] = V::CanonicalNan(acc[k]);
+      }
     }
-    for (int k = 0; k < kBlockVectors<V>; ++k)
+    for (int k = 0; k < kBlockVectors<V>; ++k) {
       V::Store(sum + i + k * V::kWidth, acc[k]);
+    }
   }
 }
 
@@ -219,6 +221,7 @@ struct AdamCase {
 // Square roots, then divisions, of kStage vectors together: the processor
 // overlaps them better than one vector's chain after the other (3-5 %;
 // 2026-11-23).
+// NOLINTNEXTLINE(readability-function-size): eight scalars, all inlined.
 template <class V, class Case, class Source>
 inline void AdamBlock(const AdamVectors<V>& c, const Source& source,
                       int64_t index, float* p_block, float* m_block,
@@ -270,7 +273,7 @@ inline void AdamBlock(const AdamVectors<V>& c, const Source& source,
 // prefetchers alone reach 0.83 to 0.92 of the memory ceiling with so many
 // streams, 8 to 24 blocks ahead 0.97 and more; prefetching the gradients too
 // gains nothing (AVX2, 1 and 2 threads, AMD EPYC, 2026-11-23).
-constexpr int64_t kPrefetchBlocks = 16;
+inline constexpr int64_t kPrefetchBlocks = 16;
 
 inline void PrefetchBlock(const float* array, int64_t index) {
   PrefetchBytes<1>(array, index * 4);

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "optim/kernel_arguments.h"
@@ -83,9 +84,9 @@ struct Avx2 {
       auto* const out = static_cast<float*>(to);
       for (int k = 0; k < kVectors; ++k) {
         if (stream) {
-          _mm256_stream_ps(out + k * kWidth, x[k]);
+          _mm256_stream_ps(out + std::ptrdiff_t{k} * kWidth, x[k]);
         } else {
-          _mm256_storeu_ps(out + k * kWidth, x[k]);
+          _mm256_storeu_ps(out + std::ptrdiff_t{k} * kWidth, x[k]);
         }
       }
     } else {
@@ -155,12 +156,12 @@ struct Avx2 {
       std::uint16_t largest[16];
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(largest), largest_);
       for (const std::uint16_t x : largest) {
-        if (x == 0xff00U) lane[0] += __builtin_inf();
+        if (x == 0xff00U) lane[0] += double{__builtin_inf()};
         if (x > 0xff00U) lane[0] = __builtin_nan("");
       }
-      Lanes lanes;
+      Lanes lanes = ZeroLanes();
       for (int k = 0; k < kSumLanes / 4; ++k) {
-        lanes.d[k] = _mm256_loadu_pd(lane + k * 4);
+        lanes.d[k] = _mm256_loadu_pd(lane + std::ptrdiff_t{k} * 4);
       }
       return lanes;
     }
@@ -179,7 +180,7 @@ struct Avx2 {
 
   static void StoreLanes(const Lanes& lanes, double* to) {
     for (int k = 0; k < kSumLanes / 4; ++k) {
-      _mm256_storeu_pd(to + k * 4, lanes.d[k]);
+      _mm256_storeu_pd(to + std::ptrdiff_t{k} * 4, lanes.d[k]);
     }
   }
 };

@@ -7,6 +7,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "optim/kernel_arguments.h"
@@ -75,9 +76,9 @@ struct Avx512 {
       auto* const out = static_cast<float*>(to);
       for (int k = 0; k < kVectors; ++k) {
         if (stream) {
-          _mm512_stream_ps(out + k * kWidth, x[k]);
+          _mm512_stream_ps(out + std::ptrdiff_t{k} * kWidth, x[k]);
         } else {
-          _mm512_storeu_ps(out + k * kWidth, x[k]);
+          _mm512_storeu_ps(out + std::ptrdiff_t{k} * kWidth, x[k]);
         }
       }
     } else {

@@ -20,9 +20,9 @@ using internal::kFp32;
 struct Portable {
   static constexpr int kWidth = 4;
   static constexpr int kVectors = 8;  // of a block
-  typedef float F __attribute__((vector_size(16)));
-  typedef std::int32_t I __attribute__((vector_size(16)));
-  typedef double D __attribute__((vector_size(16)));
+  using F = float __attribute__((vector_size(16)));
+  using I = std::int32_t __attribute__((vector_size(16)));
+  using D = double __attribute__((vector_size(16)));
   struct Lanes {
     D d[kSumLanes / 2];
   };
@@ -71,13 +71,16 @@ struct Portable {
   }
   static void Fence() {}
 
+  // All bits set where the element is not NaN.
+  // NOLINTNEXTLINE(misc-redundant-expression)
+  static I Ordered(F x) { return x == x; }
   static bool AnyNan(const F (&x)[kVectors]) {
-    I ordered = x[0] == x[0];
-    for (int k = 1; k < kVectors; ++k) ordered &= x[k] == x[k];
+    I ordered = Ordered(x[0]);
+    for (int k = 1; k < kVectors; ++k) ordered &= Ordered(x[k]);
     return (ordered[0] & ordered[1] & ordered[2] & ordered[3]) == 0;
   }
   static F CanonicalNan(F x) {
-    const I ordered = x == x;
+    const I ordered = Ordered(x);
     return reinterpret_cast<F>(
         (reinterpret_cast<I>(x) & ordered) |
         (I{0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000} & ~ordered));

@@ -3,11 +3,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <cstdlib>
-
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/environment.h"
 
 namespace stowage::proto {
 namespace {
@@ -26,8 +25,9 @@ absl::Status Bad(std::string_view text, const std::string& why) {
 
 std::string Address::ToString() const {
   if (is_unix) return absl::StrCat("unix:", path);
-  if (host.find(':') != std::string_view::npos)
+  if (host.find(':') != std::string_view::npos) {
     return absl::StrCat("[", host, "]:", port);
+  }
   return absl::StrCat(host, ":", port);
 }
 
@@ -82,12 +82,11 @@ absl::StatusOr<Address> ParseAddress(std::string_view text) {
 }
 
 std::string DefaultAddress() {
-  if (const char* set = std::getenv("STOWAGE_SERVER");
-      set != nullptr && *set != '\0') {
+  if (std::string set = Environment("STOWAGE_SERVER"); !set.empty()) {
     return set;
   }
-  if (const char* runtime = std::getenv("XDG_RUNTIME_DIR");
-      runtime != nullptr && *runtime == '/') {
+  if (const std::string runtime = Environment("XDG_RUNTIME_DIR");
+      runtime.starts_with('/')) {
     return absl::StrCat("unix:", runtime, "/stowage/stowd.sock");
   }
   return absl::StrCat("unix:/tmp/stowage-", ::getuid(), "/stowd.sock");

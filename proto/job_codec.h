@@ -24,7 +24,7 @@ namespace stowage::proto {
 inline constexpr int kMessageBytesMax = 64 * 1024 * 1024;
 
 // Values in one PutState or StateChunk: 1 MiB of fp32.
-inline constexpr std::int64_t kChunkValuesMax = 256 * 1024;
+inline constexpr std::int64_t kChunkValuesMax = std::int64_t{256} * 1024;
 
 // All Decode functions. Errors: kInvalidArgument naming field and value.
 absl::StatusOr<LayoutSpec> DecodeLayoutSpec(const v1::LayoutSpec& message,

@@ -70,7 +70,7 @@ Setter Int(int ServerConfig::*field, int min, int max) {
 }
 
 Setter OneOf(std::string ServerConfig::*field,
-             std::vector<std::string> allowed) {
+             const std::vector<std::string>& allowed) {
   return [field, allowed](const std::string& text, ServerConfig* config) {
     if (std::find(allowed.begin(), allowed.end(), text) == allowed.end()) {
       return Bad(absl::StrCat("\"", text, "\", expected ",

@@ -62,7 +62,7 @@ absl::Status WriteAll(int file, const std::string& path, const char* data,
 }  // namespace
 
 absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(
-    const std::string& path, std::vector<SafetensorsEntry> entries,
+    const std::string& path, const std::vector<SafetensorsEntry>& entries,
     const std::map<std::string, std::string>& metadata) {
   SafetensorsWriter writer;
   writer.path_ = path;

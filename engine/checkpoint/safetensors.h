@@ -36,7 +36,7 @@ class SafetensorsWriter {
   //   file system has too little space (asked before the first byte); else the
   //   file operation's.
   static absl::StatusOr<SafetensorsWriter> Create(
-      const std::string& path, std::vector<SafetensorsEntry> entries,
+      const std::string& path, const std::vector<SafetensorsEntry>& entries,
       const std::map<std::string, std::string>& metadata);
 
   // Appends the next entry's data; entries come in Create()'s order.

@@ -1,10 +1,13 @@
 #include "engine/config/batch.h"
 
 #include <limits>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/status/status.h"
+#include "common/status_macros.h"
 #include "engine/config/text.h"
 
 namespace stowage::engine::config {
@@ -29,10 +32,8 @@ absl::Status MustBePositive(std::string_view key, std::int64_t value,
       Cat(key, " = ", value, how, ": it has to be greater than 0"));
 }
 
-}  // namespace
-
-absl::StatusOr<Batch> ResolveBatch(const BatchGiven& given,
-                                   std::int64_t world_size) {
+// What was given is usable by itself.
+absl::Status CheckGiven(const BatchGiven& given, std::int64_t world_size) {
   if (world_size < 1) {
     return absl::InvalidArgumentError(
         Cat("world size = ", world_size, ": expected at least 1"));
@@ -48,39 +49,53 @@ absl::StatusOr<Batch> ResolveBatch(const BatchGiven& given,
         std::pair{"train_micro_batch_size_per_gpu", given.micro},
         std::pair{"gradient_accumulation_steps", given.accumulation}}) {
     if (!value) continue;
-    if (const absl::Status status = MustBePositive(key, *value, "");
-        !status.ok()) {
-      return status;
-    }
+    STOWAGE_RETURN_IF_ERROR(MustBePositive(key, *value, ""));
   }
+  return absl::OkStatus();
+}
+
+// How a value came about, for its error.
+struct Inferred {
+  std::string micro;
+  std::string accumulation;
+};
+
+// Fills micro and accumulation; train only where it was given.
+Batch Infer(const BatchGiven& given, std::int64_t world_size, Inferred* how) {
   Batch batch;
-  std::string micro_how;
-  std::string accumulation_how;
   batch.accumulation = given.accumulation.value_or(1);
-  if (given.train) {
-    batch.train = *given.train;
-    if (given.micro) {
-      batch.micro = *given.micro;
-      if (!given.accumulation) {
-        batch.accumulation = batch.train / batch.micro / world_size;
-        accumulation_how =
-            Cat(", inferred as train_batch_size ", batch.train,
-                " / train_micro_batch_size_per_gpu ", batch.micro,
-                " / world size ", world_size, ", rounded down");
-      }
-    } else {
-      batch.micro = batch.train / world_size / batch.accumulation;
-      micro_how =
-          Cat(", inferred as train_batch_size ", batch.train, " / world size ",
-              world_size,
-              given.accumulation
-                  ? Cat(" / gradient_accumulation_steps ", batch.accumulation)
-                  : "",
-              ", rounded down");
-    }
-  } else {
+  if (!given.train) {
     batch.micro = *given.micro;
+    return batch;
   }
+  batch.train = *given.train;
+  if (!given.micro) {
+    batch.micro = batch.train / world_size / batch.accumulation;
+    how->micro = Cat(", inferred as train_batch_size ", batch.train,
+                     " / world size ", world_size,
+                     given.accumulation ? Cat(" / gradient_accumulation_steps ",
+                                              batch.accumulation)
+                                        : "",
+                     ", rounded down");
+    return batch;
+  }
+  batch.micro = *given.micro;
+  if (!given.accumulation) {
+    batch.accumulation = batch.train / batch.micro / world_size;
+    how->accumulation = Cat(", inferred as train_batch_size ", batch.train,
+                            " / train_micro_batch_size_per_gpu ", batch.micro,
+                            " / world size ", world_size, ", rounded down");
+  }
+  return batch;
+}
+
+}  // namespace
+
+absl::StatusOr<Batch> ResolveBatch(const BatchGiven& given,
+                                   std::int64_t world_size) {
+  STOWAGE_RETURN_IF_ERROR(CheckGiven(given, world_size));
+  Inferred how;
+  Batch batch = Infer(given, world_size, &how);
   const std::optional<std::int64_t> product =
       Product(batch.micro, batch.accumulation, world_size);
   if (!product) {
@@ -91,18 +106,15 @@ absl::StatusOr<Batch> ResolveBatch(const BatchGiven& given,
             std::numeric_limits<std::int64_t>::max()));
   }
   if (!given.train) batch.train = *product;
-  for (const absl::Status& status :
-       {MustBePositive("train_micro_batch_size_per_gpu", batch.micro,
-                       micro_how),
-        MustBePositive("gradient_accumulation_steps", batch.accumulation,
-                       accumulation_how)}) {
-    if (!status.ok()) return status;
-  }
+  STOWAGE_RETURN_IF_ERROR(
+      MustBePositive("train_micro_batch_size_per_gpu", batch.micro, how.micro));
+  STOWAGE_RETURN_IF_ERROR(MustBePositive("gradient_accumulation_steps",
+                                         batch.accumulation, how.accumulation));
   if (batch.train != *product) {
     return absl::InvalidArgumentError(Cat(
         "train_batch_size does not factor: ", batch.train, " != ", batch.micro,
         " (train_micro_batch_size_per_gpu) * ", batch.accumulation,
-        " (gradient_accumulation_steps", accumulation_how, ") * ", world_size,
+        " (gradient_accumulation_steps", how.accumulation, ") * ", world_size,
         " (world size) = ", *product));
   }
   return batch;

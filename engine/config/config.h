@@ -208,6 +208,8 @@ struct TrainerValue {
   bool set_by_user = false;
 
   TrainerValue() = default;
+  // Implicit: `values.lr = 3e-4` says all there is to say.
+  // NOLINTNEXTLINE(google-explicit-constructor)
   TrainerValue(T v, bool by_user = false) : value(v), set_by_user(by_user) {}
 };
 

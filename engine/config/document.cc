@@ -136,7 +136,7 @@ absl::StatusOr<Document> ReadConfigFile(const std::string& path) {
         Cat("read configuration ", path, ": it is a folder, expected a file"));
   }
   std::string text;
-  std::string buffer(64 * 1024, '\0');
+  std::string buffer(std::size_t{64} * 1024, '\0');
   while (true) {
     const ssize_t got = ::read(fd.get(), buffer.data(), buffer.size());
     if (got < 0 && errno == EINTR) continue;

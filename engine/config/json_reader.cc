@@ -242,8 +242,9 @@ class Parser {
     const Position begin = Here();
     Advance();  // the backslash
     const char c = Peek();
-    if (AtEnd())
+    if (AtEnd()) {
       return ErrorAt(begin, "expected an escape after the backslash");
+    }
     if (c != 'u') {
       constexpr std::string_view kFrom = "\"\\/bfnrt";
       constexpr std::string_view kTo = "\"\\/\b\f\n\r\t";

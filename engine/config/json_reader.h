@@ -16,7 +16,7 @@
 
 namespace stowage::engine::config {
 
-inline constexpr std::int64_t kTextBytesMax = 4 * 1024 * 1024;
+inline constexpr std::int64_t kTextBytesMax = std::int64_t{4} << 20;
 inline constexpr int kDepthMax = 64;
 inline constexpr std::int64_t kValuesMax = 100'000;
 

@@ -42,7 +42,7 @@ bool HasOwner(const Key& key, std::string_view type) {
 
 }  // namespace
 
-void ErrorList::Add(std::string line, bool refused) {
+void ErrorList::Add(const std::string& line, bool refused) {
   ++count_;
   all_refused_ = all_refused_ && refused;
   if (count_ > kLinesMax) return;

@@ -29,7 +29,7 @@ class ErrorList {
   static constexpr int kLinesMax = 20;
 
   // `refused`: known, but not done here (kUnimplemented if all lines are).
-  void Add(std::string line, bool refused = false);
+  void Add(const std::string& line, bool refused = false);
   bool empty() const { return count_ == 0; }
   bool full() const { return count_ >= kLinesMax; }
   absl::Status ToStatus() const;

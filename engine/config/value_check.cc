@@ -80,7 +80,7 @@ ValueCheck CheckEnum(const Key& key, Value& value) {
 
 ValueCheck CheckNumbers(const Key& key, Value& value) {
   if (value.kind == Value::Kind::kNumber) {
-    const ValueCheck check = CheckNumber(key, value);
+    ValueCheck check = CheckNumber(key, value);
     if (!check.ok) return check;
     Value list;
     list.kind = Value::Kind::kArray;
@@ -94,7 +94,7 @@ ValueCheck CheckNumbers(const Key& key, Value& value) {
     return Wrong(Cat("1 to ", kListMax, " numbers"));
   }
   for (const Value& item : value.items) {
-    const ValueCheck check = CheckNumber(key, item);
+    ValueCheck check = CheckNumber(key, item);
     if (!check.ok) return check;
   }
   return {};

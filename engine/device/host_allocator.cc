@@ -1,14 +1,15 @@
+
 #include "engine/device/host_allocator.h"
 
 #include <malloc.h>
 
-#include <cstdlib>
+#include "common/environment.h"
 
 namespace stowage::engine {
 
 void TuneHostAllocator() {
   // NOLINTNEXTLINE(concurrency-mt-unsafe): called before threads exist.
-  if (std::getenv("STOWAGE_KEEP_MALLOC") != nullptr) return;
+  if (!Environment("STOWAGE_KEEP_MALLOC").empty()) return;
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   // mallopt takes an int: the largest it can hold stands in for 4 GiB.
   mallopt(M_TRIM_THRESHOLD, 0x7fffffff);

@@ -1,12 +1,14 @@
+
 #include "engine/layers/linear.h"
 
 #include <ATen/ATen.h>
 #include <ATen/cpu/Utils.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cstdlib>
 #include <optional>
 #include <string_view>
+
+#include "common/environment.h"
 
 namespace stowage::engine {
 namespace {
@@ -74,8 +76,9 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
 bool UseWideProducts() {
   static const bool wide = [] {
     // NOLINTNEXTLINE(concurrency-mt-unsafe): read once.
-    if (const char* choice = std::getenv("STOWAGE_WIDE_PRODUCTS")) {
-      return std::string_view(choice) != "0";
+    if (const std::string choice = Environment("STOWAGE_WIDE_PRODUCTS");
+        !choice.empty()) {
+      return choice != "0";
     }
     return !__builtin_cpu_supports("avx512bf16");
   }();

@@ -31,6 +31,8 @@ class JobSessionImpl final : public JobSession {
   JobSessionImpl(JobRegistryImpl* registry, std::shared_ptr<Job> job,
                  std::shared_ptr<SessionState> state)
       : registry_(registry), job_(std::move(job)), state_(std::move(state)) {}
+  JobSessionImpl(const JobSessionImpl&) = delete;
+  JobSessionImpl& operator=(const JobSessionImpl&) = delete;
   ~JobSessionImpl() override {
     Detach(/*clean=*/false, /*close_job=*/false, "its session was dropped");
   }
@@ -90,6 +92,8 @@ class JobRegistryImpl final : public JobRegistry {
     services_.lock_memory = options.lock_memory;
     services_.kept_slots_max = options.kept_slots_max;
   }
+  JobRegistryImpl(const JobRegistryImpl&) = delete;
+  JobRegistryImpl& operator=(const JobRegistryImpl&) = delete;
   ~JobRegistryImpl() override { Stop(); }
 
   absl::StatusOr<std::unique_ptr<JobSession>> Attach(

@@ -9,6 +9,7 @@
 
 namespace stowage::core {
 
+// NOLINTNEXTLINE(readability-function-size): all of it is what a run is made of
 absl::StatusOr<std::unique_ptr<RunGradients>> RunGradients::Create(
     const Layout& layout, const RunSpec& run, const SlotPlan& plan,
     const Identity& identity, const storage::SegmentFolder& folder,

@@ -30,7 +30,7 @@ class Outbox {
   static constexpr std::chrono::seconds kWriteLimit{10};
   // Twice the largest verdict; more in the queue means that the client does
   // not read, and ends the call.
-  static constexpr std::int64_t kQueuedBytesMax = 32 * 1024 * 1024;
+  static constexpr std::int64_t kQueuedBytesMax = std::int64_t{32} << 20;
 
   Outbox(Stream& stream, WatchedCall& call) : stream_(stream), call_(call) {}
   Outbox(const Outbox&) = delete;

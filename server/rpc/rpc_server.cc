@@ -72,6 +72,8 @@ class RpcServerImpl final : public RpcServer {
   RpcServerImpl(const RpcOptions& options, core::JobRegistry& registry)
       : registry_(registry),
         service_(registry, options.version, options.sessions_max) {}
+  RpcServerImpl(const RpcServerImpl&) = delete;
+  RpcServerImpl& operator=(const RpcServerImpl&) = delete;
   ~RpcServerImpl() override { Stop(); }
 
   absl::Status Listen(const RpcOptions& options) {
@@ -149,8 +151,8 @@ class RpcServerImpl final : public RpcServer {
   core::JobRegistry& registry_;
   StowageService service_;
   HealthService health_;
-  std::unique_ptr<SocketFolder> folder_;
-  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<SocketFolder> folder_ = nullptr;
+  std::unique_ptr<grpc::Server> server_ = nullptr;
   std::string address_;
   bool stopped_ = false;
 };

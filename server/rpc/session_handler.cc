@@ -17,7 +17,7 @@ constexpr std::chrono::seconds kOpenLimit{10};
 constexpr std::chrono::seconds kGoodbyeLimit{10};
 // A verdict returns every rank's scalars to every rank; 8 MiB of them keeps it
 // far below the largest message and inside the outbox's queue.
-constexpr std::int64_t kVerdictScalarsMax = 1024 * 1024;
+constexpr std::int64_t kVerdictScalarsMax = std::int64_t{1024} * 1024;
 
 }  // namespace
 

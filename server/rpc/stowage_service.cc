@@ -47,7 +47,7 @@ absl::Status StowageService::EnterSession() {
     ++sessions_;
     return absl::OkStatus();
   }
-  const absl::Status status = absl::ResourceExhaustedError(absl::StrCat(
+  absl::Status status = absl::ResourceExhaustedError(absl::StrCat(
       "the server has its ", sessions_max_, " sessions (--max-sessions)"));
   if (!flood_logged_) {
     log::Warning("session_refused", {{"reason", status.message()}});

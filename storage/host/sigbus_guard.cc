@@ -55,6 +55,7 @@ void OnSigbus(int signal_number, siginfo_t* info, void* context) {
       continue;
     }
     range.broken.store(true, std::memory_order_release);
+    // NOLINTNEXTLINE(performance-no-int-to-ptr): siginfo gives a number.
     void* page = reinterpret_cast<void*>(address / kPageBytes * kPageBytes);
     if (::mmap(page, kPageBytes, PROT_READ | PROT_WRITE,
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {

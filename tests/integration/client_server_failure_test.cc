@@ -5,12 +5,12 @@
 // version.
 
 #include <grpcpp/grpcpp.h>
-#include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <thread>
 
 #include "gmock/gmock.h"

@@ -6,12 +6,12 @@
 // of 20. So the test compares the two in one run, and prints both.
 
 #include <grpcpp/grpcpp.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 
 #include "tests/integration/client_server_fixture.h"

@@ -209,16 +209,16 @@ class FakeRank final : public core::SessionObserver {
   }
 
   // Waits as the client does: announce, look, sleep in slices.
-  bool WaitVersion(std::int32_t unit, std::int64_t step) {
+  bool WaitVersion(std::int32_t unit, std::int64_t step) const {
     return WaitWord(words(unit).version, step);
   }
-  bool WaitAllVersions(std::int64_t step) {
+  bool WaitAllVersions(std::int64_t step) const {
     for (std::int32_t u = 0; u < layout().unit_count(); ++u) {
       if (!WaitVersion(u, step)) return false;
     }
     return true;
   }
-  bool WaitLanded(std::int32_t unit, std::int64_t micro_steps_total) {
+  bool WaitLanded(std::int32_t unit, std::int64_t micro_steps_total) const {
     return WaitWord(words(unit).landed, micro_steps_total);
   }
 

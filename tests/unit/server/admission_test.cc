@@ -138,7 +138,7 @@ TEST(CheckApplyArgs, RefusesBadConstantsByName) {
        }) {
     ApplyArgs args;
     args.groups.resize(2);
-    args.client_state = std::string(64 * 1024, 'x');
+    args.client_state = std::string(std::size_t{64} * 1024, 'x');
     ASSERT_TRUE(CheckApplyArgs(args, layout).ok());
     c.spoil(args);
     const absl::Status status = CheckApplyArgs(args, layout);

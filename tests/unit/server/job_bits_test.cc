@@ -13,8 +13,6 @@
 namespace stowage::core {
 namespace {
 
-using testing::FakeRun;
-
 constexpr std::int64_t kSteps = 4;
 
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {

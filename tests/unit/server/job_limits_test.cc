@@ -17,7 +17,6 @@ namespace stowage::core {
 namespace {
 
 using testing::FakeRank;
-using testing::FakeRun;
 using ::testing::HasSubstr;
 
 class JobLimitsTest : public JobTest {
