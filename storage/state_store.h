@@ -8,8 +8,8 @@
 //
 //   BeginUpdate(order)
 //   while (window = AcquireNext(); !window.empty()):
-//     for each position in window (many threads): kernel on View(position),
-//                                                 then ChunkUpdated(position)
+//     for each position in window (many threads): VerifyChunk(position),
+//         if OK: kernel on View(position), then ChunkUpdated(position)
 //     Release(window)
 //   Commit(record)            // or Abandon()
 //
@@ -59,9 +59,9 @@ struct UpdateWindow {
 
 // Ownership: of the state's memory or files; views are valid from the
 //   AcquireNext() that covers them to the Release() of that window.
-// Thread safety: externally synchronized, except that View() and ChunkUpdated()
-//   may be called from many threads for different positions of an acquired
-//   window.
+// Thread safety: externally synchronized, except that VerifyChunk(), View() and
+//   ChunkUpdated() may be called from many threads for different positions of
+//   an acquired window.
 // Errors: an I/O error is typed and final for the pass (kDataLoss for torn or
 //   missing data, kResourceExhausted for space); the caller then Abandon()s.
 class StateStore {
@@ -99,6 +99,15 @@ class StateStore {
 
   // Requires: `position` lies in a window acquired and not yet released.
   virtual StateView View(std::int64_t position) = 0;
+
+  // Checks that the chunk's bytes are those that were written; called by the
+  // thread that is about to update it, so that checking also brings them into
+  // that core's cache. After an error no kernel may run on the chunk, and the
+  // pass must be abandoned.
+  // Errors: kDataLoss.
+  virtual absl::Status VerifyChunk(std::int64_t /*position*/) {
+    return absl::OkStatus();
+  }
 
   // Told by the thread that has just updated the chunk, while its bytes are in
   // that core's cache: the place for checksums.

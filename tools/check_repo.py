@@ -23,7 +23,7 @@ INCLUDES = {
     "optim": ["common"],
     "storage": ["common"],
     "storage/host": ["common", "storage"],
-    "storage/nvme": ["common", "storage"],
+    "storage/nvme": ["common", "storage", "storage/host"],
     "proto": ["common"],
     "server/core": ["common", "optim", "storage/..."],
     "server/rpc": ["common", "proto", "server/core"],

@@ -120,9 +120,20 @@ absl::Status StepUpdate::Update(const StepUpdateContext& context,
     if (status.ok() && window->empty()) return absl::OkStatus();
     if (status.ok()) {
       team.ParallelFor(window->end - window->begin, [&](std::int64_t index) {
-        UpdateChunk(context, window->begin + index, args.step + 1);
+        const std::int64_t position = window->begin + index;
+        if (absl::Status verified = context.store.VerifyChunk(position);
+            verified.ok()) {
+          UpdateChunk(context, position, args.step + 1);
+        } else {
+          MutexLock lock(mutex_);
+          unverified_.Update(std::move(verified));
+        }
       });
-      status = context.store.Release(*window);
+      {
+        MutexLock lock(mutex_);
+        status = std::exchange(unverified_, absl::OkStatus());
+      }
+      if (status.ok()) status = context.store.Release(*window);
     }
     if (status.ok()) status = CheckSegments(context.params, context.run);
     if (!status.ok()) {

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "common/job_spec.h"
 #include "common/layout.h"
+#include "common/mutex.h"
 #include "optim/kernels.h"
 #include "server/core/compute_team.h"
 #include "server/core/param_segment.h"
@@ -79,6 +80,9 @@ class StepUpdate {
 
   std::vector<optim::AdamConstants> constants_;               // by group
   std::unique_ptr<std::atomic<std::int32_t>[]> chunks_left_;  // by unit
+
+  Mutex mutex_;
+  absl::Status unverified_ GUARDED_BY(mutex_);  // the first, of a window
 };
 
 // kDataLoss naming rank or segment if a page of a segment was lost.

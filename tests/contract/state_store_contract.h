@@ -97,6 +97,7 @@ class StateStoreContract : public ::testing::TestWithParam<StateStoreFactory> {
           const Layout::Chunk& chunk =
               layout_.chunks()[static_cast<std::size_t>(
                   order_[static_cast<std::size_t>(at)])];
+          EXPECT_TRUE(store_->VerifyChunk(at).ok());
           const storage::StateView view = store_->View(at);
           EXPECT_EQ(reinterpret_cast<std::uintptr_t>(view.master) % 64, 0U);
           for (std::int64_t i = 0; i < chunk.elems; ++i) {
