@@ -11,6 +11,7 @@ find_package(CLI11 REQUIRED)
 # pkg-config names the shared libraries.
 pkg_check_modules(GRPCPP REQUIRED IMPORTED_TARGET grpc++)
 pkg_check_modules(URING REQUIRED IMPORTED_TARGET liburing)
+pkg_check_modules(ISAL REQUIRED IMPORTED_TARGET libisal)
 find_library(STOWAGE_GRPCPP_REFLECTION grpc++_reflection REQUIRED)
 find_program(STOWAGE_GRPC_PLUGIN grpc_cpp_plugin REQUIRED)
 if(STOWAGE_WITH_TESTS)

@@ -42,7 +42,7 @@ struct NvmeStoreOptions {
   //   manifest before Commit() returns.
   Durability durability = Durability::kMemory;
   // Committed steps that can be returned to, the last one included; at least 1,
-  // at most 64. Space is (kept_versions + 1) x 12 bytes per parameter.
+  // at most 63. Space is (kept_versions + 1) x 12 bytes per parameter.
   std::int32_t kept_versions = 1;
   bool params = false;          // also the ranks' copy: NvmeStore::params()
   bool gradient_spill = false;  // also space for fp32 sums: spill()

@@ -6,12 +6,14 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <ostream>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -178,6 +180,64 @@ TEST_P(StateStoreContract, UpdatesEveryChunkOfTheOrderOnce) {
                     {.step = 2, .applied_steps = 2, .client_state = ""});
               }).ok());
   ExpectState(0.75F);
+}
+
+TEST_P(StateStoreContract, GivesTheSameStateInWhateverOrderItIsUpdated) {
+  PutAll();
+  std::mt19937 random(20261124);
+  for (int step = 1; step <= 4; ++step) {
+    // Backwards, then forwards, then at random, then forwards again.
+    if (step == 2 || step == 4) std::sort(order_.begin(), order_.end());
+    if (step == 3) std::shuffle(order_.begin(), order_.end(), random);
+    const absl::Status status = Pass(0.5F, [&] {
+      return store_->Commit(
+          {.step = step, .applied_steps = step, .client_state = ""});
+    });
+    ASSERT_TRUE(status.ok()) << status;
+    ExpectState(0.5F * static_cast<float>(step));
+  }
+}
+
+TEST_P(StateStoreContract, KeepsChunksThatAreNotInTheOrder) {
+  PutAll();
+  const std::vector<std::int32_t> all = order_;
+  ASSERT_TRUE(Pass(1.0F, [&] {
+                return store_->Commit(
+                    {.step = 1, .applied_steps = 1, .client_state = ""});
+              }).ok());
+  // Only the second chunk of unit "a".
+  order_ = {1};
+  ASSERT_TRUE(Pass(4.0F, [&] {
+                return store_->Commit(
+                    {.step = 2, .applied_steps = 2, .client_state = ""});
+              }).ok());
+  const Layout::Chunk& chunk = layout_.chunks()[1];
+  std::vector<float> got(
+      static_cast<std::size_t>(layout_.units()[0].trainable_elems));
+  ASSERT_TRUE(store_->Read(0, StateKind::kMoment1, 0, got).ok());
+  for (std::int64_t i = 0; i < layout_.units()[0].runs.back().end_elems; ++i) {
+    const bool in_chunk =
+        i >= chunk.begin_elems && i < chunk.begin_elems + chunk.elems;
+    ASSERT_EQ(got[static_cast<std::size_t>(i)], in_chunk ? 10.0F : 2.0F) << i;
+  }
+}
+
+TEST_P(StateStoreContract, GoesOnFromACommitAfterAnAbandonedPass) {
+  if (!GetParam().abandon_restores) return;  // says so: the test above
+  PutAll();
+  const storage::CommitRecord first{
+      .step = 1, .applied_steps = 1, .client_state = "one"};
+  ASSERT_TRUE(Pass(1.0F, [&] { return store_->Commit(first); }).ok());
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(Pass(100.0F, [&] { return store_->Abandon(); }).ok());
+    EXPECT_EQ(store_->committed(), first);
+  }
+  ExpectState(1.0F);
+  ASSERT_TRUE(Pass(2.0F, [&] {
+                return store_->Commit(
+                    {.step = 2, .applied_steps = 2, .client_state = ""});
+              }).ok());
+  ExpectState(3.0F);
 }
 
 TEST_P(StateStoreContract, CommitsRecordAndTensorsTogether) {
