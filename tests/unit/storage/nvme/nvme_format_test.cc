@@ -111,6 +111,31 @@ TEST(ExtentMap, CoversEveryElementOnceAndNoTwoExtentsOverlap) {
   }
 }
 
+// The numbers of storage/nvme/FORMAT.md, "Worked example".
+TEST(ExtentMap, IsWhatTheFormatPageSays) {
+  LayoutSpec spec;
+  spec.groups = {{.name = "g"}};
+  spec.units = {{.name = "w", .params = {{.name = "p", .shape = {100, 1000}}}}};
+  const Layout layout = *Layout::Create(spec);
+  const ExtentMap map =
+      ExtentMap::OfState(layout, {.extent_bytes = kMiB, .places = 2});
+  std::vector<std::int64_t> bytes;
+  for (const Piece& piece : map.pieces()) bytes.push_back(piece.bytes);
+  EXPECT_EQ(bytes,
+            (std::vector<std::int64_t>{393216, 393216, 393216, 20736, 3840}));
+  ASSERT_EQ(map.extents().size(), 2U);
+  EXPECT_EQ(map.extent(0).bytes, 786432);
+  EXPECT_EQ(map.extent(1).bytes, 417792);
+  EXPECT_EQ(map.file_bytes(0), 2408448);
+  EXPECT_EQ(map.OffsetBytes(1, 0), 786432);
+  EXPECT_EQ(map.OffsetBytes(1, 1), 1990656);
+  const Piece& third = map.piece(map.chunk_piece(2));
+  EXPECT_EQ(third.extent, 1);
+  EXPECT_EQ(map.OffsetBytes(1, 1) + third.offset_bytes + 2 * third.elems * 4 +
+                (70000 - third.begin_elems) * 4,
+            2270656);
+}
+
 TEST(ExtentMap, FindsThePieceOfEveryChunk) {
   const Layout layout = TestLayout();
   const ExtentMap map = ExtentMap::OfState(layout, {.extent_bytes = kMiB});
