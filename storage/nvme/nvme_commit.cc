@@ -26,7 +26,7 @@ absl::Status NvmeStoreImpl::FlushFiles(const ExtentFiles& files) {
 
 // Sequence n lies in slot n mod 2; the other slot stays as it is.
 absl::Status NvmeStoreImpl::WriteManifest(
-    std::vector<const KeptCommit*> commits, std::uint64_t sequence,
+    const std::vector<const KeptCommit*>& commits, std::uint64_t sequence,
     bool flush) {
   Manifest manifest;
   manifest.sequence = sequence;
@@ -77,7 +77,7 @@ absl::Status NvmeStoreImpl::SettleDoubt() {
   for (const KeptCommit& commit : commits_) commits.push_back(&commit);
   // The same slot as the one in doubt, and newer.
   STOWAGE_RETURN_IF_ERROR(
-      WriteManifest(std::move(commits), sequence_ + 3, /*flush=*/true));
+      WriteManifest(commits, sequence_ + 3, /*flush=*/true));
   sequence_ += 3;
   in_doubt_ = false;
   return absl::OkStatus();
@@ -124,8 +124,7 @@ absl::Status NvmeStoreImpl::Commit(const CommitRecord& record) {
   }
   commits.push_back(&commit);
   in_doubt_ = true;
-  STOWAGE_RETURN_IF_ERROR(
-      WriteManifest(std::move(commits), sequence_ + 1, flush));
+  STOWAGE_RETURN_IF_ERROR(WriteManifest(commits, sequence_ + 1, flush));
   in_doubt_ = false;
   ++sequence_;
   commits_.erase(commits_.begin(),
@@ -178,7 +177,7 @@ absl::Status NvmeStoreImpl::Rewind(std::int64_t step) {
   const std::size_t keep = commits.size();
   in_doubt_ = true;
   STOWAGE_RETURN_IF_ERROR(
-      WriteManifest(std::move(commits), sequence_ + 1, /*flush=*/true));
+      WriteManifest(commits, sequence_ + 1, /*flush=*/true));
   in_doubt_ = false;
   ++sequence_;
   commits_.resize(keep);
@@ -236,7 +235,7 @@ absl::Status NvmeStoreImpl::WriteMemory() {
   commits.push_back(&whole);
   in_doubt_ = true;
   STOWAGE_RETURN_IF_ERROR(
-      WriteManifest(std::move(commits), sequence_ + 1, /*flush=*/true));
+      WriteManifest(commits, sequence_ + 1, /*flush=*/true));
   in_doubt_ = false;
   ++sequence_;
   commits_.back() = std::move(whole);

@@ -127,7 +127,10 @@ absl::Status NvmeStoreImpl::BeginUpdate(
   for (std::int32_t s = plan_.slots - 1; s >= 0; --s) free_slots_.push_back(s);
   next_start_ = next_acquire_ = next_release_ = first_unreclaimed_ = 0;
   ReadAhead();
-  return failed_;
+  if (failed_.ok()) return absl::OkStatus();
+  absl::Status status = failed_;
+  Abandon().IgnoreError();  // nothing was acquired, so nothing is lost
+  return status;
 }
 
 // Fills free slots with the windows that come next.

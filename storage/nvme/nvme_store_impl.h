@@ -48,6 +48,8 @@ class NvmeStoreImpl final : public NvmeStore {
   // Errors: those of the engines.
   static absl::StatusOr<std::unique_ptr<NvmeStoreImpl>> Make(
       const Layout& layout, Parts parts);
+  NvmeStoreImpl(const NvmeStoreImpl&) = delete;
+  NvmeStoreImpl& operator=(const NvmeStoreImpl&) = delete;
   ~NvmeStoreImpl() override;
 
   // Writes all files once and the first manifest, of no commit.
@@ -154,7 +156,7 @@ class NvmeStoreImpl final : public NvmeStore {
 
   // The commit.
   absl::Status FlushFiles(const ExtentFiles& files);
-  absl::Status WriteManifest(std::vector<const KeptCommit*> commits,
+  absl::Status WriteManifest(const std::vector<const KeptCommit*>& commits,
                              std::uint64_t sequence, bool flush);
   absl::Status SettleDoubt();
   absl::Status WriteMemory();

@@ -16,23 +16,19 @@ UnitStoreImpl::UnitStoreImpl(const ExtentFiles* files, const FaultNames* names,
       names_(*names),
       versioned_(versioned),
       checksums_(checksums),
+      // Extents are numbered unit by unit.
+      unit_count_(files->map.extents().empty()
+                      ? 0
+                      : files->map.extents().back().unit_index + 1),
       queue_(std::move(queue)),
       table_(files->map),
       book_(files->map.extents().size(), files->map.shape().places),
       fresh_(files->map.extents().size()),
-      transfers_(files->map.extents().size()) {
-  std::int32_t units = 0;
-  for (const Extent& extent : files_.map.extents()) {
-    units = std::max(units, extent.unit_index + 1);
-  }
-  units_.resize(static_cast<std::size_t>(units));
-}
+      transfers_(files->map.extents().size()),
+      units_(static_cast<std::size_t>(unit_count_)) {}
 
 std::int64_t UnitStoreImpl::payload_bytes(std::int32_t unit_index) const {
-  if (unit_index < 0 ||
-      unit_index >= static_cast<std::int32_t>(units_.size())) {
-    return 0;
-  }
+  if (unit_index < 0 || unit_index >= unit_count_) return 0;
   std::int64_t bytes = 0;
   for (std::int32_t e = files_.map.unit_begin(unit_index);
        e < files_.map.unit_begin(unit_index + 1); ++e) {

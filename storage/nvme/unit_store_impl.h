@@ -70,6 +70,7 @@ class UnitStoreImpl final : public UnitStore {
   const FaultNames& names_;
   const bool versioned_;
   const bool checksums_;
+  const std::int32_t unit_count_;  // up to the last unit that has a payload
 
   mutable Mutex mutex_;
   std::unique_ptr<TransferQueue> queue_ GUARDED_BY(mutex_);

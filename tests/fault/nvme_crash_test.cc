@@ -25,7 +25,6 @@
 namespace stowage::testing {
 namespace {
 
-using storage::NvmeStore;
 using storage::NvmeStoreOptions;
 
 std::uint64_t Seed() {
@@ -105,8 +104,9 @@ TEST(NvmeCrash, ShowsACommittedStepAfterPowerLossAtEveryWrite) {
   std::vector<std::int64_t> found_at(static_cast<std::size_t>(steps) + 2);
   for (int round = 0; round < rounds; ++round) {
     for (std::int64_t cut = 0; cut < events; ++cut) {
-      const std::uint64_t seed =
-          Seed() + static_cast<std::uint64_t>(round * 100000 + cut);
+      const std::uint64_t seed = Seed() +
+                                 static_cast<std::uint64_t>(round) * 100000 +
+                                 static_cast<std::uint64_t>(cut);
       SCOPED_TRACE(absl::StrCat("power cut at event ", cut, ", seed ", seed));
       SimulatedDisk disk({.seed = seed});
       disk.CutPowerAt(cut);

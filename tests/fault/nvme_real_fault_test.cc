@@ -126,7 +126,7 @@ TEST(NvmeAdmission, SaysWhatSpaceIsMissing) {
       {.name = "huge", .params = {{.name = "w", .shape = {1 << 20, 1 << 21}}}}};
   const Layout layout = *Layout::Create(spec);
   const std::int64_t need = storage::NvmeSpaceBytes(layout, options);
-  EXPECT_GT(need, 3 * 12 * layout.state_elems());
+  EXPECT_GT(need, 36 * layout.state_elems());
   auto store = CreateNvmeStore(layout, options);
   ASSERT_FALSE(store.ok());
   EXPECT_EQ(store.status().code(), absl::StatusCode::kResourceExhausted)

@@ -70,7 +70,7 @@ NvmeJob::NvmeJob(int copies) {
 
 float NvmeJob::Value(std::int64_t step, int array, std::int64_t chunk,
                      std::int64_t element) {
-  return static_cast<float>(step * 1000 + array * 100 + chunk) +
+  return static_cast<float>(step * 1000 + std::int64_t{array} * 100 + chunk) +
          static_cast<float>(element % 1024) / 1024;
 }
 

@@ -89,8 +89,9 @@ void MakeUnruly(SimulatedDisk* disk) {
   disk->MakeQueuesFull(true);
   disk->InjectFaults([](const SimulatedDisk::Request& request) {
     SimulatedDisk::Fault fault;
-    if (request.index % 5 == 1)
+    if (request.index % 5 == 1) {
       fault.short_bytes = request.bytes / 2 / 4096 * 4096;
+    }
     if (fault.short_bytes == 0) fault.short_bytes = -1;
     if (request.index % 7 == 2) fault.late_polls = 3;
     if (request.index % 97 == 3) fault.error = EAGAIN;

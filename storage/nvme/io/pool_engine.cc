@@ -22,6 +22,8 @@ class PoolEngine final : public IoEngine {
     }
   }
 
+  PoolEngine(const PoolEngine&) = delete;
+  PoolEngine& operator=(const PoolEngine&) = delete;
   ~PoolEngine() override {
     {
       MutexLock lock(mutex_);

@@ -45,6 +45,8 @@ class UringEngine final : public IoEngine {
   explicit UringEngine(const IoEngineOptions& options)
       : depth_(options.queue_depth), single_submit_(options.single_submit) {}
 
+  UringEngine(const UringEngine&) = delete;
+  UringEngine& operator=(const UringEngine&) = delete;
   ~UringEngine() override {
     if (!ready_) return;
     std::vector<IoCompletion> rest;

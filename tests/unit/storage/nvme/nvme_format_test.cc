@@ -163,10 +163,12 @@ Manifest TestManifest(const Layout& layout, const NvmeStoreOptions& options) {
     commit.state = PlaceTable(StateMap(layout, manifest.shape));
     commit.params = PlaceTable(ParamMap(layout, manifest.shape));
     for (std::size_t i = 0; i < commit.state.places.size(); ++i) {
-      commit.state.places[i] = static_cast<std::uint8_t>((i + step) % 3);
+      commit.state.places[i] =
+          static_cast<std::uint8_t>((i + static_cast<std::size_t>(step)) % 3);
     }
     for (std::size_t i = 0; i < commit.state.checksums.size(); ++i) {
-      commit.state.checksums[i] = static_cast<std::uint32_t>(i * 77 + step);
+      commit.state.checksums[i] =
+          static_cast<std::uint32_t>(i * 77 + static_cast<std::size_t>(step));
     }
     manifest.commits.push_back(commit);
   }
@@ -251,9 +253,10 @@ TEST(NvmeOptions, SpaceIsKeptVersionsPlusOneTimesTwelveBytes) {
     const std::int64_t bytes = NvmeSpaceBytes(layout, options, &by_path);
     EXPECT_EQ(by_path.size(), 2U);
     EXPECT_EQ(by_path[0] + by_path[1], bytes);
-    const std::int64_t state = (kept + 1) * 12 * layout.state_elems();
+    const std::int64_t state =
+        std::int64_t{kept + 1} * 12 * layout.state_elems();
     EXPECT_GE(bytes, state);
-    EXPECT_LT(bytes, state + (kept + 1) * 100 * kKiB + 2 * kMiB);
+    EXPECT_LT(bytes, state + std::int64_t{kept + 1} * 100 * kKiB + 2 * kMiB);
   }
 }
 
