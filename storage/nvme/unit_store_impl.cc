@@ -70,9 +70,25 @@ bool UnitStoreImpl::Idle(std::int32_t unit_index) const {
 }
 
 void UnitStoreImpl::WaitFor(std::int32_t unit_index) {
-  // Whoever holds the mutex pumps for all: a wait is for the device, and a
-  // second waiter could not make it any faster.
-  while (!Idle(unit_index)) queue_->Pump(/*wait=*/true);
+  std::vector<IoCompletion> completions;
+  while (!Idle(unit_index)) {
+    if (polling_) {
+      polled_.Wait(mutex_);
+      continue;
+    }
+    queue_->Take({});  // submits what has not found room yet
+    if (!queue_->anything_in_flight()) continue;
+    // The queue belongs to this store for as long as it lives.
+    const TransferQueue& queue = *queue_;
+    completions.clear();
+    polling_ = true;
+    mutex_.Unlock();
+    queue.AwaitCompletions(&completions);
+    mutex_.Lock();
+    polling_ = false;
+    queue_->Take(completions);
+    polled_.NotifyAll();
+  }
 }
 
 absl::Status UnitStoreImpl::StartRead(std::int32_t unit_index,
@@ -191,7 +207,7 @@ bool UnitStoreImpl::Done(std::int32_t unit_index) {
   if (payload_bytes(unit_index) == 0) return true;
   MutexLock lock(mutex_);
   if (Idle(unit_index)) return true;
-  queue_->Pump(/*wait=*/false);
+  if (!polling_) queue_->Pump(/*wait=*/false);
   return Idle(unit_index);
 }
 

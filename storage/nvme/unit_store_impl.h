@@ -18,8 +18,10 @@
 
 namespace stowage::storage {
 
-// Thread safety: thread-safe. One thread at a time waits for the device; others
-//   that wait meanwhile wait for it.
+// Thread safety: thread-safe. One thread at a time waits for the device,
+// without
+//   the mutex; others that wait meanwhile wait for it, and anybody may start
+//   moves.
 class UnitStoreImpl final : public UnitStore {
  public:
   // `versioned`: writes go to free places. Files, names and engine's files
@@ -80,6 +82,8 @@ class UnitStoreImpl final : public UnitStore {
       GUARDED_BY(mutex_);  // by extent: since Adopt
   std::vector<Transfer> transfers_ GUARDED_BY(mutex_);  // by extent
   std::vector<UnitState> units_ GUARDED_BY(mutex_);
+  bool polling_ GUARDED_BY(mutex_) = false;  // somebody waits for the device
+  CondVar polled_;
   absl::Status failed_ GUARDED_BY(mutex_);
   bool dirty_ GUARDED_BY(mutex_) = false;
   std::int64_t bytes_read_ GUARDED_BY(mutex_) = 0;

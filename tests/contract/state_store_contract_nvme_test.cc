@@ -3,8 +3,12 @@
 // io_uring and by the fallback; with and without a cache, with one window in
 // memory and with many.
 
+#include <cstddef>
+#include <cstdlib>
 #include <memory>
+#include <span>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -13,6 +17,7 @@
 #include "storage/host/memory_budget.h"
 #include "storage/nvme/nvme_store.h"
 #include "tests/contract/state_store_contract.h"
+#include "tests/support/nvme_job.h"
 #include "tests/support/nvme_testing.h"
 #include "tests/support/simulated_disk.h"
 
@@ -120,6 +125,43 @@ INSTANTIATE_TEST_SUITE_P(
         OnRealFile("RealFilePool",
                    Narrow(WithBackend(SmallNvmeOptions(), IoBackend::kPool)))),
     [](const auto& instance) { return instance.param.name; });
+
+// Ranks fetch units while the optimizer's pass runs on another thread.
+TEST(NvmeUnitStore, ServesManyThreadsWhileAPassRuns) {
+  const NvmeJob job;
+  NvmeStoreOptions options = Narrow(SmallNvmeOptions());
+  options.params = true;
+  options.paths = {ScratchFolder("a"), ScratchFolder("b")};
+  options.job_name = "units";
+  auto store = CreateNvmeStore(job.layout(), options);
+  ASSERT_TRUE(store.ok()) << store.status();
+  ASSERT_TRUE(job.Initialize(**store).ok());
+  storage::UnitStore& units = *(*store)->params();
+  std::vector<std::thread> threads;
+  for (std::int32_t u = 0; u < job.layout().unit_count(); ++u) {
+    threads.emplace_back([&units, u] {
+      const auto bytes = static_cast<std::size_t>(units.payload_bytes(u));
+      const std::unique_ptr<void, void (*)(void*)> memory(
+          std::aligned_alloc(4096, bytes), std::free);
+      for (int i = 0; i < 20; ++i) {
+        const std::span<std::byte> into(static_cast<std::byte*>(memory.get()),
+                                        bytes);
+        EXPECT_TRUE(units.StartRead(u, into).ok());
+        while (i % 3 == 0 && !units.Done(u)) std::this_thread::yield();
+        const absl::Status read = units.Await(u);
+        EXPECT_TRUE(read.ok()) << read;
+      }
+    });
+  }
+  NvmeJob state_only;
+  std::int64_t wrong = 0;
+  for (int step = 0; step < 3; ++step) {
+    ASSERT_TRUE(state_only.UpdateState(**store, &wrong).ok());
+    ASSERT_TRUE((*store)->Commit(NvmeJob::Record(step + 1)).ok());
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
 
 TEST(NvmeStoreOnUring, SaysWhatItUses) {
   LayoutSpec spec;

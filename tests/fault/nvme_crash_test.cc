@@ -133,7 +133,7 @@ TEST(NvmeCrash, ShowsACommittedStepAfterPowerLossAtEveryWrite) {
 TEST(NvmeCrash, SurvivesLossesOneAfterTheOther) {
   const NvmeJob job;
   std::mt19937_64 random(Seed());
-  const int rounds = Long() ? 2000 : 60;
+  const int rounds = Long() ? 2000 : 40;
   SimulatedDisk disk({.seed = Seed()});
   const NvmeStoreOptions options = PowerOptions(&disk);
   {
@@ -164,7 +164,7 @@ TEST(NvmeCrash, SurvivesLossesOneAfterTheOther) {
 // A cached store in `power` writes through: the same promise.
 TEST(NvmeCrash, KeepsThePromiseWithACache) {
   const NvmeJob job;
-  for (std::int64_t cut = 60; cut < 160; cut += 3) {
+  for (std::int64_t cut = 60; cut < 160; cut += 6) {
     SCOPED_TRACE(absl::StrCat("cut ", cut, ", seed ", Seed()));
     SimulatedDisk disk({.seed = Seed() + static_cast<std::uint64_t>(cut)});
     NvmeStoreOptions options = PowerOptions(&disk);
@@ -183,7 +183,7 @@ TEST(NvmeCrash, NamesWhatPowerLossCostWithoutFlushes) {
   const NvmeJob job;
   int whole = 0;
   int named = 0;
-  for (std::uint64_t seed = Seed(); seed < Seed() + 40; ++seed) {
+  for (std::uint64_t seed = Seed(); seed < Seed() + 12; ++seed) {
     SimulatedDisk disk({.seed = seed});
     NvmeStoreOptions options = PowerOptions(&disk);
     options.durability = Durability::kMemory;

@@ -123,7 +123,7 @@ TEST(NvmeAdmission, SaysWhatSpaceIsMissing) {
   LayoutSpec spec;
   spec.groups = {{.name = "g"}};
   spec.units = {
-      {.name = "huge", .params = {{.name = "w", .shape = {1 << 20, 1 << 21}}}}};
+      {.name = "huge", .params = {{.name = "w", .shape = {1 << 18, 1 << 18}}}}};
   const Layout layout = *Layout::Create(spec);
   const std::int64_t need = storage::NvmeSpaceBytes(layout, options);
   EXPECT_GT(need, 36 * layout.state_elems());

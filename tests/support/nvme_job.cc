@@ -110,8 +110,8 @@ absl::Status NvmeJob::Initialize(storage::NvmeStore& store) const {
   return store.Commit(Record(0));
 }
 
-absl::Status NvmeJob::Update(storage::NvmeStore& store,
-                             std::int64_t* wrong) const {
+absl::Status NvmeJob::UpdateState(storage::NvmeStore& store,
+                                  std::int64_t* wrong) const {
   const std::int64_t step = store.committed().step;
   STOWAGE_RETURN_IF_ERROR(store.BeginUpdate(order_));
   for (;;) {
@@ -136,7 +136,13 @@ absl::Status NvmeJob::Update(storage::NvmeStore& store,
     }
     STOWAGE_RETURN_IF_ERROR(store.Release(window));
   }
-  return WriteParams(store, step + 1);
+  return absl::OkStatus();
+}
+
+absl::Status NvmeJob::Update(storage::NvmeStore& store,
+                             std::int64_t* wrong) const {
+  STOWAGE_RETURN_IF_ERROR(UpdateState(store, wrong));
+  return WriteParams(store, store.committed().step + 1);
 }
 
 absl::Status NvmeJob::Step(storage::NvmeStore& store,

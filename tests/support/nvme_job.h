@@ -35,7 +35,10 @@ class NvmeJob {
   // One step after the store's last; every chunk is checked before it is
   // updated. `*wrong` counts values that are not those of the last step.
   absl::Status Step(storage::NvmeStore& store, std::int64_t* wrong) const;
-  // The same without Commit(): the pass is open.
+  // The same without Commit(): the pass is open. UpdateState() leaves the
+  // parameters as they are.
+  absl::Status UpdateState(storage::NvmeStore& store,
+                           std::int64_t* wrong) const;
   absl::Status Update(storage::NvmeStore& store, std::int64_t* wrong) const;
 
   // Expects state, record and parameters to be exactly those of `step`.

@@ -163,25 +163,29 @@ absl::Status WriteAll(int fd, const std::string& path,
   return absl::OkStatus();
 }
 
+absl::Status NoSpace(const std::string& path, std::int64_t bytes,
+                     std::int64_t free_bytes, int error) {
+  const absl::Status status = PathError("allocate", path, error);
+  return absl::ResourceExhaustedError(absl::StrCat(
+      status.message(), ": needs ", HumanBytes(bytes), " (", bytes,
+      " bytes), free are ", HumanBytes(free_bytes), " (", free_bytes, ")"));
+}
+
 class MachineDiskImpl final : public Disk {
  public:
   absl::StatusOr<std::unique_ptr<DiskFile>> Create(const std::string& path,
                                                    std::int64_t bytes,
                                                    bool direct) override {
+    // Asked first: some file systems fill up before they find out.
+    const std::string folder =
+        std::filesystem::path(path).parent_path().string();
+    STOWAGE_ASSIGN_OR_RETURN(const std::int64_t free_bytes, FreeBytes(folder));
+    if (bytes > free_bytes) return NoSpace(path, bytes, free_bytes, ENOSPC);
     STOWAGE_ASSIGN_OR_RETURN(UniqueFd fd,
                              OpenFd(path, O_CREAT | O_EXCL, &direct));
     if (const int error = ::posix_fallocate(fd.get(), 0, bytes); error != 0) {
-      const std::string folder =
-          std::filesystem::path(path).parent_path().string();
-      const absl::StatusOr<std::int64_t> free = FreeBytes(folder);
       ::unlink(path.c_str());
-      const absl::Status status = PathError("allocate", path, error);
-      return absl::Status(
-          status.code(),
-          absl::StrCat(status.message(), ": needs ", HumanBytes(bytes), " (",
-                       bytes, " bytes), free are ",
-                       free.ok() ? HumanBytes(*free) : std::string("unknown"),
-                       free.ok() ? absl::StrCat(" (", *free, ")") : ""));
+      return NoSpace(path, bytes, free_bytes, error);
     }
     return std::make_unique<MachineFile>(path, std::move(fd), bytes, direct);
   }

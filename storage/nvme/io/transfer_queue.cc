@@ -142,6 +142,16 @@ bool TransferQueue::Pump(bool wait) {
   return got > 0;
 }
 
+void TransferQueue::AwaitCompletions(
+    std::vector<IoCompletion>* completions) const {
+  STOWAGE_CHECK(engine_->Poll(1, completions) >= 0);
+}
+
+void TransferQueue::Take(const std::vector<IoCompletion>& completions) {
+  for (const IoCompletion& completion : completions) Complete(completion);
+  SubmitWaiting();
+}
+
 void TransferQueue::Wait(const Transfer& transfer) {
   while (!transfer.done()) Pump(/*wait=*/true);
 }

@@ -73,6 +73,13 @@ class TransferQueue {
   // Blocks: until nothing is in flight or queued.
   void Drain();
 
+  // Pump(true) in three parts, for callers who share the queue: only the middle
+  // one blocks, it touches nothing but the engine, and one thread at a time may
+  // be in it.
+  bool anything_in_flight() const { return in_flight_ > 0; }
+  void AwaitCompletions(std::vector<IoCompletion>* completions) const;
+  void Take(const std::vector<IoCompletion>& completions);
+
   bool idle() const { return in_flight_ == 0 && waiting_.empty(); }
   const IoEngine& engine() const { return *engine_; }
 
