@@ -7,13 +7,21 @@
 // permitted the test skips and says so.
 
 #include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -51,11 +59,16 @@ NvmeStoreOptions Options(const std::string& job, IoBackend backend) {
   return options;
 }
 
-class NvmeRealFault : public ::testing::TestWithParam<IoBackend> {};
+class NvmeRealFault : public ::testing::TestWithParam<IoBackend> {
+ protected:
+  static std::string JobName(const std::string& name) {
+    return name + (GetParam() == IoBackend::kPool ? "-pool" : "-auto");
+  }
+};
 
 TEST_P(NvmeRealFault, AFileSizeLimitIsEfbigWithUnitAndFile) {
   const NvmeJob job;
-  const NvmeStoreOptions options = Options("efbig", GetParam());
+  const NvmeStoreOptions options = Options(JobName("efbig"), GetParam());
   auto store = CreateNvmeStore(job.layout(), options);
   ASSERT_TRUE(store.ok()) << store.status();
   ASSERT_TRUE(job.Initialize(**store).ok());
@@ -75,7 +88,7 @@ TEST_P(NvmeRealFault, AFileSizeLimitIsEfbigWithUnitAndFile) {
   ASSERT_TRUE(fault.has_value());
   EXPECT_EQ(fault->error, EFBIG);
   EXPECT_EQ(fault->operation, "write");
-  EXPECT_THAT(fault->file, HasSubstr("efbig.stowage/"));
+  EXPECT_THAT(fault->file, HasSubstr(JobName("efbig") + ".stowage/"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("file size limit"));
   ASSERT_TRUE((*store)->Abandon().ok());
   job.Expect(**store, 1);
@@ -86,8 +99,9 @@ TEST_P(NvmeRealFault, AFileSizeLimitIsEfbigWithUnitAndFile) {
 
 TEST_P(NvmeRealFault, ATruncatedFileIsNeverZeroesOrSuccess) {
   const NvmeJob job;
-  const NvmeStoreOptions options = Options("truncated", GetParam());
-  const std::string file = options.paths[0] + "/truncated.stowage/state.0";
+  const NvmeStoreOptions options = Options(JobName("truncated"), GetParam());
+  const std::string file =
+      options.paths[0] + "/" + options.job_name + ".stowage/state.0";
   auto store = CreateNvmeStore(job.layout(), options);
   ASSERT_TRUE(store.ok()) << store.status();
   ASSERT_TRUE(job.Initialize(**store).ok());
@@ -104,7 +118,7 @@ TEST_P(NvmeRealFault, ATruncatedFileIsNeverZeroesOrSuccess) {
   store->reset();
   store = OpenNvmeStore(job.layout(), options);
   EXPECT_THAT(std::string(store.status().message()), HasSubstr("truncated"));
-  auto report = storage::Fsck(options.paths[0], "truncated");
+  auto report = storage::Fsck(options.paths[0], options.job_name);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_FALSE(report->faults.empty());
 }
@@ -115,6 +129,81 @@ INSTANTIATE_TEST_SUITE_P(Backends, NvmeRealFault,
                            return instance.param == IoBackend::kPool ? "Pool"
                                                                      : "Auto";
                          });
+
+// --- What containers take away; each in a process of its own ----------------
+
+// As a seccomp profile does: io_uring_setup is EPERM from here on.
+void RefuseIoUring() {
+  sock_filter code[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+  const sock_fprog program = {.len = 4, .filter = code};
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+      ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
+    std::_Exit(77);
+  }
+}
+
+// An ordinary user's limit: 64 KiB, and no right to pass it.
+void AllowLittleLocking() {
+  const rlimit little{.rlim_cur = 64 << 10, .rlim_max = 64 << 10};
+  __user_cap_header_struct header{.version = _LINUX_CAPABILITY_VERSION_3,
+                                  .pid = 0};
+  __user_cap_data_struct none[2] = {};
+  if (::setrlimit(RLIMIT_MEMLOCK, &little) != 0 ||
+      ::syscall(SYS_capset, &header, none) != 0) {
+    std::_Exit(77);
+  }
+}
+
+// Runs a few steps and says how the store did its I/O.
+[[noreturn]] void RunAndDescribe(const std::string& name) {
+  const NvmeJob job;
+  auto store = CreateNvmeStore(job.layout(), Options(name, IoBackend::kAuto));
+  std::int64_t wrong = 0;
+  if (!store.ok() || !job.Initialize(**store).ok() ||
+      !job.Step(**store, &wrong).ok() || !job.Step(**store, &wrong).ok() ||
+      wrong != 0) {
+    std::fprintf(stderr, "failed: %s\n", store.status().ToString().c_str());
+    std::_Exit(1);
+  }
+  std::fprintf(stderr, "%s\n", (*store)->DescribeIo().c_str());
+  std::_Exit(0);
+}
+
+TEST(NvmeFallback, TakesThePoolWhereIoUringIsRefused) {
+  ::testing::FLAGS_gtest_death_test_style = "fast";
+  ScratchFolder("faults");  // this process's to remove
+  EXPECT_EXIT(
+      {
+        RefuseIoUring();
+        RunAndDescribe("refused");
+      },
+      ::testing::ExitedWithCode(0),
+      ::testing::AllOf(HasSubstr("io_uring_refused"), HasSubstr("pread")));
+}
+
+TEST(NvmeFallback, GoesOnUnregisteredWhereMemoryMayNotBeLocked) {
+  ::testing::FLAGS_gtest_death_test_style = "fast";
+  {
+    const NvmeJob job;
+    auto probe =
+        CreateNvmeStore(job.layout(), Options("probe", IoBackend::kUring));
+    if (absl::IsUnavailable(probe.status())) {
+      GTEST_SKIP() << "io_uring is refused here: " << probe.status();
+    }
+  }
+  EXPECT_EXIT(
+      {
+        AllowLittleLocking();
+        RunAndDescribe("unlocked");
+      },
+      ::testing::ExitedWithCode(0),
+      ::testing::AllOf(HasSubstr("io_buffers_not_registered"),
+                       HasSubstr("unregistered buffers")));
+}
 
 TEST(NvmeAdmission, SaysWhatSpaceIsMissing) {
   const NvmeJob job;
