@@ -13,6 +13,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "engine/checkpoint/client_state.h"
+#include "engine/device/host_allocator.h"
 #include "engine/engine.h"
 #include "engine/exchange/segment_exchange.h"
 #include "engine/torch_status.h"
@@ -120,7 +121,6 @@ absl::Status Engine::Connect() {
   server_address_ = options_.server;
   if (server_address_.empty()) server_address_ = config().stowage.server;
   if (server_address_.empty()) {
-    // NOLINTNEXTLINE(concurrency-mt-unsafe): nobody sets it.
     server_address_ = Environment("STOWAGE_SERVER");
   }
   private_server_known_ = server_address_.empty();
@@ -208,6 +208,7 @@ int Engine::RegisterUnit(const std::string& name,
     record.params.push_back(parameter);
   }
   units_.push_back(std::move(record));
+  ReturnFreeMemory();
   return unit;
 }
 
@@ -330,6 +331,7 @@ absl::Status Engine::BringInitialValues() {
                                 static_cast<std::size_t>(values.numel())}));
       }
     });
+    ReturnFreeMemory();
     if (!status.ok()) {
       return absl::Status(
           status.code(),

@@ -6,7 +6,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
-#include <string_view>
+#include <string>
 
 #include "common/environment.h"
 
@@ -21,13 +21,28 @@ bool IsHalf(const at::Tensor& tensor) {
          tensor.scalar_type() == at::kBFloat16;
 }
 
+// `weight` in fp32, in this thread's scratch: valid until the next call. Not a
+// tensor of its own, because the allocator hardly gives such a large block to
+// the next layer's weight again: a rank would hold all of them in passing.
+at::Tensor Widened(const at::Tensor& weight) {
+  thread_local at::Tensor scratch;
+  const at::NoGradGuard no_grad;
+  if (!scratch.defined() || scratch.numel() < weight.numel()) {
+    scratch = at::Tensor();  // first, so that both are never held
+    scratch = at::empty({weight.numel()}, at::kFloat);
+  }
+  return scratch.narrow(0, 0, weight.numel())
+      .view(weight.sizes())
+      .copy_(weight);
+}
+
 // Widens, multiplies in fp32, rounds once to the input's type.
 struct WideLinear : torch::autograd::Function<WideLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias) {
     const at::Tensor rows = input.reshape({-1, input.size(-1)}).to(at::kFloat);
-    const at::Tensor wide = weight.to(at::kFloat);
+    const at::Tensor wide = Widened(weight);
     at::Tensor product;
     const bool has_bias = bias.has_value() && bias->defined();
     if (has_bias) {
@@ -59,7 +74,7 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
       weight_gradient = at::mm(output_gradient.t(), rows).to(dtype);
     }
     if (context->needs_input_grad(0)) {
-      input_gradient = at::mm(output_gradient, weight.to(at::kFloat))
+      input_gradient = at::mm(output_gradient, Widened(weight))
                            .to(dtype)
                            .view(input.sizes());
     }
@@ -75,7 +90,6 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
 
 bool UseWideProducts() {
   static const bool wide = [] {
-    // NOLINTNEXTLINE(concurrency-mt-unsafe): read once.
     if (const std::string choice = Environment("STOWAGE_WIDE_PRODUCTS");
         !choice.empty()) {
       return choice != "0";
