@@ -9,8 +9,12 @@
 // gradients are tmpfs pages through the service and anonymous ones in process.
 
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -239,6 +243,35 @@ std::string Compare(client::OffloadClient& client, std::int64_t parameters,
          ", \"service_over_in_process\": " + Spread(ratios) + "}";
 }
 
+// What two processes on this machine need for a question and its answer over a
+// socket, after the same pause: the floor of prepare + apply.
+std::string SocketRoundTrip() {
+  std::array<int, 2> ends{};
+  STOWAGE_CHECK(
+      ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) == 0);
+  const pid_t child = ::fork();
+  STOWAGE_CHECK(child >= 0);
+  char byte = 0;
+  if (child == 0) {
+    ::close(ends[0]);
+    while (::read(ends[1], &byte, 1) == 1 && ::write(ends[1], &byte, 1) == 1) {
+    }
+    ::_exit(0);
+  }
+  ::close(ends[1]);
+  std::vector<double> us;
+  for (int i = 0; i < 2000; ++i) {
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+    const auto begin = Clock::now();
+    STOWAGE_CHECK(::write(ends[0], &byte, 1) == 1);
+    STOWAGE_CHECK(::read(ends[0], &byte, 1) == 1);
+    if (i >= 200) us.push_back(MsSince(begin) * 1e3);
+  }
+  ::close(ends[0]);
+  ::waitpid(child, nullptr, 0);
+  return Spread(us);
+}
+
 int Main(int argc, char** argv) {
   std::int64_t parameters = 64'000'000;
   int pairs = 5;
@@ -248,6 +281,8 @@ int Main(int argc, char** argv) {
   app.add_option("--pairs", pairs)->capture_default_str();
   app.add_option("--threads", threads)->capture_default_str();
   CLI11_PARSE(app, argc, argv);
+  // First: a fork belongs before the threads.
+  const std::string socket_us = SocketRoundTrip();
   client::PrivateServer::Options options;
   options.threads = threads;
   absl::StatusOr<std::unique_ptr<client::PrivateServer>> server =
@@ -269,9 +304,10 @@ int Main(int argc, char** argv) {
   }
   std::printf(
       "{\"isa\": \"%s\", \"threads\": %d,\n \"large\": %s,\n \"small\": "
-      "%s,\n \"prepare_apply_us\": %s}\n",
+      "%s,\n \"prepare_apply_us\": %s,\n \"socket_round_trip_us\": %s}\n",
       std::string(optim::IsaName(optim::BestKernels().isa)).c_str(), threads,
-      large.c_str(), small.c_str(), Spread(exchange_us).c_str());
+      large.c_str(), small.c_str(), Spread(exchange_us).c_str(),
+      socket_us.c_str());
   return 0;
 }
 

@@ -38,7 +38,7 @@ def table(result) -> str:
         f"Linux {m['kernel']}, transparent huge pages {m['transparent_huge_pages']}; commit {m['commit']}"
         + (" with uncommitted changes" if m["uncommitted_changes"] else "") + ". "
         f"Load average at the start: {m['load_before']:.2f}. "
-        f"Rounds: {result['rounds']}, sides in turn; every ratio is the median of the rounds' ratios. "
+        f"Rounds: {result['rounds']}, sides in turn; a ratio is made of two figures of one round, and its median decides. "
         f"Kernels and chains: {result['threads']['kernel']} threads; training: {result['threads']['training']}.",
     ]
     if result["quick"]:
@@ -47,11 +47,13 @@ def table(result) -> str:
         lines += ["", "This CPU has no 16-bit matrix instructions, where torch multiplies bf16 in plain "
                   "loops. All sides of the training section, the peers too, therefore multiply in fp32 "
                   "and round once (bench/peers/gpt.py): the comparison is of the same arithmetic."]
-    lines += ["", "| what | measured | aim | met |", "|---|---|---|---|"]
+    lines += ["", "| what | min / median / max over rounds | aim | met |", "|---|---|---|---|"]
     for c in result["claims"]:
         met = {True: "yes", False: "**no**", None: ""}[c["met"]]
         unit = f" {c['unit']}" if c["unit"] and c["value"] is not None else ""
-        lines.append(f"| {c['what']} | {number(c['value'])}{unit} | {c['target']} {c['unit']} | {met} |")
+        got = "not measured" if c["spread"] is None else " / ".join(number(v) for v in c["spread"])
+        aim = f"{c['target']} {c['unit']}" if c["target"] else ""
+        lines.append(f"| {c['what']} | {got}{unit} | {aim} | {met} |")
     training = result["sections"].get("training")
     if training:
         lines += ["", "Milliseconds a step (min / median / max over rounds), ZeRO-3, both offloads cpu, "

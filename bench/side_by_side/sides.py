@@ -105,7 +105,8 @@ def service_bench(pairs: int) -> dict:
         raise Unavailable("build/release/bench/service_bench does not exist")
     got = json.loads(run(["env", f"STOWAGE_STOWD={BUILD}/bin/stowd", program, "--pairs", pairs,
                           "--threads", KERNEL_THREADS]))
-    out = {"service_empty_step": {"ms": got["prepare_apply_us"]["median"] / 1e3}}
+    out = {"service_empty_step": {"ms": got["prepare_apply_us"]["median"] / 1e3},
+           "socket_round_trip": {"ms": got["socket_round_trip_us"]["median"] / 1e3}}
     for size, side in (("64M", "large"), ("1M", "small")):
         for name, key in (("service_chain", "service_ms"), ("in_process_chain", "in_process_ms")):
             out[f"{name}/{size}"] = {"ms": got[side][key]["median"]}
