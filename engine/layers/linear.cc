@@ -5,6 +5,7 @@
 #include <ATen/cpu/Utils.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -21,19 +22,39 @@ bool IsHalf(const at::Tensor& tensor) {
          tensor.scalar_type() == at::kBFloat16;
 }
 
-// `weight` in fp32, in this thread's scratch: valid until the next call. Not a
-// tensor of its own, because the allocator hardly gives such a large block to
-// the next layer's weight again: a rank would hold all of them in passing.
-at::Tensor Widened(const at::Tensor& weight) {
-  thread_local at::Tensor scratch;
-  const at::NoGradGuard no_grad;
-  if (!scratch.defined() || scratch.numel() < weight.numel()) {
-    scratch = at::Tensor();  // first, so that both are never held
-    scratch = at::empty({weight.numel()}, at::kFloat);
+// fp32 memory of one shape after the other. Not a tensor for each, because the
+// allocator hardly gives such a large block to the next layer again: a rank
+// would hold all of them in passing.
+class Scratch {
+ public:
+  // Contents undefined; valid until the next call.
+  at::Tensor Shaped(at::IntArrayRef sizes) {
+    const std::int64_t elems = c10::multiply_integers(sizes);
+    if (!buffer_.defined() || buffer_.numel() < elems) {
+      buffer_ = at::Tensor();  // first, so that both are never held
+      buffer_ = at::empty({elems}, at::kFloat);
+    }
+    return buffer_.narrow(0, 0, elems).view(sizes);
   }
-  return scratch.narrow(0, 0, weight.numel())
-      .view(weight.sizes())
-      .copy_(weight);
+
+ private:
+  at::Tensor buffer_;
+};
+
+// `weight` in fp32, valid until this thread's next call.
+at::Tensor Widened(const at::Tensor& weight) {
+  thread_local Scratch scratch;
+  const at::NoGradGuard no_grad;
+  return scratch.Shaped(weight.sizes()).copy_(weight);
+}
+
+// left^T x right, rounded to `dtype`.
+at::Tensor WeightGradient(const at::Tensor& left, const at::Tensor& right,
+                          at::ScalarType dtype) {
+  thread_local Scratch scratch;
+  const at::NoGradGuard no_grad;
+  at::Tensor product = scratch.Shaped({left.size(1), right.size(1)});
+  return at::mm_out(product, left.t(), right).to(dtype);
 }
 
 // Widens, multiplies in fp32, rounds once to the input's type.
@@ -71,7 +92,7 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
     if (context->needs_input_grad(1)) {
       const at::Tensor rows =
           input.reshape({-1, input.size(-1)}).to(at::kFloat);
-      weight_gradient = at::mm(output_gradient.t(), rows).to(dtype);
+      weight_gradient = WeightGradient(output_gradient, rows, dtype);
     }
     if (context->needs_input_grad(0)) {
       input_gradient = at::mm(output_gradient, Widened(weight))
