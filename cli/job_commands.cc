@@ -1,4 +1,4 @@
-// stowctl jobs, job show, job drop.
+// stowctl jobs, job show, job drop, job rewind.
 
 #include <algorithm>
 #include <cstdio>
@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "cli/command.h"
 #include "common/bytes.h"
 #include "common/status_macros.h"
@@ -36,7 +37,17 @@ nlohmann::ordered_json ToJson(const JobInfo& job) {
           {"gradient_bytes", job.gradient_bytes},
           {"units_landed", job.units_landed},
           {"landing_seconds", job.landing_seconds},
-          {"apply_seconds", job.apply_seconds}};
+          {"apply_seconds", job.apply_seconds},
+          {"durability", job.durability},
+          {"nvme_paths", job.nvme_paths},
+          {"kept_steps", job.kept_steps},
+          {"disk_bytes", job.disk_bytes},
+          {"disk_bytes_read", job.disk_bytes_read},
+          {"disk_bytes_written", job.disk_bytes_written},
+          {"cache_bytes", job.cache_bytes},
+          {"params_leased", job.params_leased},
+          {"param_limit_bytes", job.param_limit_bytes},
+          {"io", job.io}};
 }
 
 void PrintTable(const std::vector<JobInfo>& jobs) {
@@ -76,6 +87,20 @@ void PrintJob(const JobInfo& job) {
   line("units landed", absl::StrCat(job.units_landed));
   line("landing", absl::StrFormat("%.3f s", job.landing_seconds));
   line("apply", absl::StrFormat("%.3f s", job.apply_seconds));
+  if (job.nvme_paths.empty()) return;
+  line("durability", job.durability);
+  line("on disk", absl::StrCat(HumanBytes(job.disk_bytes), " in ",
+                               absl::StrJoin(job.nvme_paths, ", ")));
+  line("kept steps", absl::StrJoin(job.kept_steps, ", "));
+  line("cached state", HumanBytes(job.cache_bytes));
+  line("parameters",
+       job.params_leased
+           ? absl::StrCat("on disk, at most ",
+                          HumanBytes(job.param_limit_bytes), " in memory")
+           : "in memory");
+  line("disk read", HumanBytes(job.disk_bytes_read));
+  line("disk written", HumanBytes(job.disk_bytes_written));
+  if (!job.io.empty()) line("io", job.io);
 }
 
 absl::Status Show(const Invocation& invocation, const std::string& name,
@@ -116,6 +141,7 @@ absl::Status List(const Invocation& invocation, bool json) {
 struct Flags {
   bool json = false;
   std::string name;
+  std::int64_t step = -1;
 };
 
 }  // namespace
@@ -129,7 +155,7 @@ void AddJobCommands(CLI::App& app, Invocation& invocation) {
       return List(invocation, flags->json);
     };
   });
-  CLI::App* job = app.add_subcommand("job", "Look at or end one job");
+  CLI::App* job = app.add_subcommand("job", "Look at, rewind or end one job");
   job->require_subcommand(1);
   CLI::App* show = job->add_subcommand("show", "Where one job stands");
   show->add_option("NAME", flags->name, "The job's name")->required();
@@ -141,13 +167,32 @@ void AddJobCommands(CLI::App& app, Invocation& invocation) {
   });
   CLI::App* drop = job->add_subcommand(
       "drop",
-      "End a job without live ranks and free its memory; its state is lost");
+      "End a job without live ranks; its memory and files are freed, its "
+      "state is lost");
   drop->add_option("NAME", flags->name, "The job's name")->required();
   drop->callback([&invocation, flags] {
     invocation.run = [&invocation, flags]() -> absl::Status {
       STOWAGE_ASSIGN_OR_RETURN(auto client, Connect(invocation));
       STOWAGE_RETURN_IF_ERROR(client->DropJob(flags->name));
       absl::PrintF("dropped %s\n", flags->name);
+      return absl::OkStatus();
+    };
+  });
+  CLI::App* rewind = job->add_subcommand(
+      "rewind",
+      "Return a job on NVMe, without live ranks, to a kept step; later steps "
+      "are lost");
+  rewind->add_option("NAME", flags->name, "The job's name")->required();
+  rewind->add_option("--step", flags->step, "One of the steps that show lists")
+      ->required()
+      ->check(CLI::NonNegativeNumber);
+  rewind->callback([&invocation, flags] {
+    invocation.run = [&invocation, flags]() -> absl::Status {
+      STOWAGE_ASSIGN_OR_RETURN(auto client, Connect(invocation));
+      STOWAGE_ASSIGN_OR_RETURN(const double seconds,
+                               client->RewindJob(flags->name, flags->step));
+      absl::PrintF("%s is at step %d (%.1f ms)\n", flags->name, flags->step,
+                   seconds * 1e3);
       return absl::OkStatus();
     };
   });

@@ -15,11 +15,13 @@ constexpr char kFooter[] = R"(Examples:
   stowctl jobs --json | jq '.[].name'
   stowctl job show my-run               steps done, memory, time spent
   stowctl job drop my-run               free a job that nobody will resume
+  stowctl job rewind my-run --step 41   go back to a step kept on NVMe
+  stowctl fsck /nvme/stowage            check what lies there (no server)
 
 The server is --server, else $STOWAGE_SERVER, else the address that stowd
 listens on by itself.
 
-Exit codes: 0 done; 1 the server refused, with the reason; 2 wrong arguments;
+Exit codes: 0 done; 1 refused, or faults found, with the reason; 2 wrong arguments;
 3 no server answers, or one of another protocol version.)";
 
 }  // namespace
@@ -40,6 +42,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   stowage::cli::AddInfoCommand(app, invocation);
   stowage::cli::AddJobCommands(app, invocation);
+  stowage::cli::AddFsckCommand(app, invocation);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -78,6 +78,20 @@ class OffloadClientImpl final : public OffloadClient {
                           address_);
   }
 
+  absl::StatusOr<double> RewindJob(const std::string& name,
+                                   std::int64_t step) override {
+    STOWAGE_RETURN_IF_ERROR(proto::CheckJobName(name));
+    grpc::ClientContext context;
+    SetDeadline(&context);
+    v1::RewindJobRequest request;
+    request.set_name(name);
+    request.set_step(step);
+    v1::RewindJobResponse response;
+    STOWAGE_RETURN_IF_ERROR(ToClientStatus(
+        stub_->RewindJob(&context, request, &response), address_));
+    return response.seconds();
+  }
+
  private:
   void SetDeadline(grpc::ClientContext* context) const {
     context->set_deadline(std::chrono::system_clock::now() +

@@ -48,7 +48,7 @@ struct SessionOptions {
 // Counters of a session since it attached; for the step log and the benches.
 struct SessionCounters {
   std::int64_t notices = 0;
-  std::int64_t version_waits = 0;  // calls that found the version not there
+  std::int64_t version_waits = 0;  // calls that had to wait, for leases too
   double version_wait_seconds = 0;
   double prepare_seconds = 0;
 };
@@ -81,9 +81,17 @@ class Session {
   // trainable_elems elements of param_dtype, in flat-buffer order. Padding is
   // zero from the start and must stay so.
   // Requires: the slot is free (kept slots: the unit's version is that of this
-  //   step; ring: WaitLanded()).
+  //   step; ring: WaitLanded()); with info().gradient_regions: ClaimRegion().
   virtual std::span<std::byte> gradient_slot(std::int32_t micro,
                                              std::int32_t unit) = 0;
+
+  // Only if info().gradient_regions: finds this micro step's gradient of the
+  // unit a region, which is its slot until the Notice; padding in it is zero.
+  // Nothing else if it has one.
+  // Blocks: until an earlier gradient of this rank has landed.
+  // Errors: kResourceExhausted if all regions are claimed and none is noticed:
+  //   more units' gradients are made at once than the server has memory for.
+  virtual absl::Status ClaimRegion(std::int32_t unit) = 0;
 
   // Sends initial fp32 values [begin, begin + values.size()) of a unit's flat
   // buffer, trainable or frozen; any rank may send any part, once is enough.
@@ -96,8 +104,18 @@ class Session {
   virtual absl::Status FinishInitialization() = 0;
 
   // The order in which a forward uses units (first uses, from rank 0): apply
-  // makes versions in this order. Without it: the layout's order.
-  virtual absl::Status SetForwardOrder(std::span<const std::int32_t> units) = 0;
+  // makes versions in this order. Without it: the layout's order. `uses`: all
+  // uses of a pass, for reading ahead from NVMe; may be empty.
+  virtual absl::Status SetForwardOrder(std::span<const std::int32_t> units,
+                                       std::span<const std::int32_t> uses) = 0;
+
+  // Only if info().params_leased: blocks until the unit's parameters are those
+  // after `step` committed steps and in memory, where they stay until
+  // Unlease(). A unit may be leased again while it is, for a later step. At
+  // most info().leased_elems_max elements, or one use, may be leased at a time.
+  virtual absl::Status Lease(std::int32_t unit, std::int64_t step) = 0;
+  // Does not wait. Views of the unit then read as zero or something else.
+  virtual absl::Status Unlease(std::int32_t unit) = 0;
 
   // Blocks until the unit's parameters are those after `step` committed steps.
   virtual absl::Status WaitVersion(std::int32_t unit, std::int64_t step) = 0;
@@ -168,6 +186,10 @@ class OffloadClient {
   virtual absl::StatusOr<std::vector<JobInfo>> ListJobs() = 0;
   // Errors: kNotFound; kFailedPrecondition while sessions are live.
   virtual absl::Status DropJob(const std::string& name) = 0;
+  // Makes a kept step the job's last. Returns: seconds that the server took.
+  // Errors: as DropJob(); kNotFound for a step that is not kept.
+  virtual absl::StatusOr<double> RewindJob(const std::string& name,
+                                           std::int64_t step) = 0;
 };
 
 }  // namespace stowage::client

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <deque>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -73,11 +75,36 @@ class SessionImpl final : public Session {
                                      std::int32_t unit) override {
     const Layout::Unit& u = UnitAt(unit);
     STOWAGE_CHECK(micro >= 0 && micro < micro_steps_);
+    if (info_.gradient_regions > 0) return RegionSpan(unit);
     // Kept slots: as many as micro steps, so the remainder is micro itself.
     const std::int32_t slot = micro % info_.slots_per_rank;
     return {gradients_.data() + UnitGradientOffsetBytes(layout_, slot, unit),
             static_cast<std::size_t>(u.trainable_elems *
                                      DtypeBytes(layout_.param_dtype()))};
+  }
+
+  absl::Status ClaimRegion(std::int32_t unit) override {
+    UnitAt(unit);
+    const MutexLock lock(regions_mutex_);
+    if (region_of_[static_cast<std::size_t>(unit)] >= 0) {
+      return absl::OkStatus();
+    }
+    while (free_regions_.empty()) {
+      if (noticed_.empty()) {
+        return absl::ResourceExhaustedError(absl::StrCat(
+            "unit \"", UnitAt(unit).name, "\": all ", info_.gradient_regions,
+            " gradient regions hold units whose gradients are not complete; "
+            "raise stowage.memory_budget"));
+      }
+      const Noticed first = noticed_.front();
+      noticed_.pop_front();
+      STOWAGE_RETURN_IF_ERROR(WaitLanded(first.unit, first.micro_steps_total));
+      free_regions_.push_back(first.region);
+    }
+    region_of_[static_cast<std::size_t>(unit)] = free_regions_.back();
+    free_regions_.pop_back();
+    ClearPadding(unit);
+    return absl::OkStatus();
   }
 
   absl::Status PutState(std::int32_t unit, std::int64_t begin_elems,
@@ -103,9 +130,28 @@ class SessionImpl final : public Session {
     return stream_.WaitInitialized(wait_timeout_);
   }
 
-  absl::Status SetForwardOrder(std::span<const std::int32_t> units) override {
+  absl::Status SetForwardOrder(std::span<const std::int32_t> units,
+                               std::span<const std::int32_t> uses) override {
     v1::ClientMessage message;
-    proto::EncodeForwardOrder(units, message.mutable_set_forward_order());
+    proto::EncodeForwardOrder(units, uses, message.mutable_set_forward_order());
+    return stream_.Send(message);
+  }
+
+  absl::Status Lease(std::int32_t unit, std::int64_t step) override {
+    const auto start = Clock::now();
+    v1::ClientMessage message;
+    proto::EncodeLease({unit, step}, message.mutable_lease());
+    STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
+    absl::Status status = stream_.WaitLeased(unit, step, wait_timeout_);
+    const MutexLock lock(counters_mutex_);
+    counters_.version_waits += 1;
+    counters_.version_wait_seconds += SecondsSince(start);
+    return status;
+  }
+
+  absl::Status Unlease(std::int32_t unit) override {
+    v1::ClientMessage message;
+    message.mutable_unlease()->set_unit(unit);
     return stream_.Send(message);
   }
 
@@ -127,7 +173,10 @@ class SessionImpl final : public Session {
   absl::Status Notice(std::int64_t step, std::int32_t micro, std::int32_t unit,
                       bool empty) override {
     v1::ClientMessage message;
-    proto::EncodeNotice({step, micro, unit, empty}, message.mutable_notice());
+    const std::int32_t region =
+        info_.gradient_regions > 0 ? GiveRegion(step, micro, unit, empty) : 0;
+    proto::EncodeNotice({step, micro, unit, empty, region},
+                        message.mutable_notice());
     notices_.fetch_add(1, std::memory_order_relaxed);
     return stream_.Send(message);
   }
@@ -212,10 +261,65 @@ class SessionImpl final : public Session {
         gradients_,
         MappedSegment::Map(
             absl::StrCat(folder, "/", info_.gradient_segment),
-            GradientSegmentBytes(layout_, info_.slots_per_rank),
+            info_.gradient_regions > 0
+                ? GradientRegionsBytes(layout_, info_.gradient_regions)
+                : GradientSegmentBytes(layout_, info_.slots_per_rank),
             /*writable=*/true,
             {kGradientSegmentMagic, info_.job_id, layout_.fingerprint()}));
+    const MutexLock lock(regions_mutex_);
+    region_of_.assign(static_cast<std::size_t>(layout_.unit_count()), -1);
+    for (std::int32_t r = info_.gradient_regions; r > 0; --r) {
+      free_regions_.push_back(r - 1);
+    }
     return absl::OkStatus();
+  }
+
+  std::span<std::byte> RegionSpan(std::int32_t unit) {
+    const MutexLock lock(regions_mutex_);
+    return RegionSpanLocked(unit);
+  }
+
+  std::span<std::byte> RegionSpanLocked(std::int32_t unit)
+      REQUIRES(regions_mutex_) {
+    const std::int32_t region = region_of_[static_cast<std::size_t>(unit)];
+    STOWAGE_CHECK(region >= 0);  // claimed
+    return {gradients_.data() + GradientRegionOffsetBytes(layout_, region),
+            static_cast<std::size_t>(UnitAt(unit).trainable_elems *
+                                     DtypeBytes(layout_.param_dtype()))};
+  }
+
+  // Another unit's gradient was here: what is between parameters must be zero.
+  void ClearPadding(std::int32_t unit) REQUIRES(regions_mutex_) {
+    const std::span<std::byte> bytes = RegionSpanLocked(unit);
+    const std::int64_t width = DtypeBytes(layout_.param_dtype());
+    std::int64_t end = 0;
+    const auto clear = [&](std::int64_t begin_elems, std::int64_t end_elems) {
+      if (begin_elems >= end_elems) return;
+      std::memset(bytes.data() + begin_elems * width, 0,
+                  static_cast<std::size_t>((end_elems - begin_elems) * width));
+    };
+    for (const Layout::Param& param : UnitAt(unit).params) {
+      if (param.frozen) continue;
+      clear(end, param.begin_elems);
+      end = param.begin_elems + param.elems;
+    }
+    clear(end, UnitAt(unit).trainable_elems);
+  }
+
+  // The region that goes with a notice; it is free again once that has landed,
+  // or at once if there is nothing in it.
+  std::int32_t GiveRegion(std::int64_t step, std::int32_t micro,
+                          std::int32_t unit, bool empty) {
+    const MutexLock lock(regions_mutex_);
+    const std::int32_t region =
+        std::exchange(region_of_[static_cast<std::size_t>(unit)], -1);
+    if (region < 0) return 0;
+    if (empty) {
+      free_regions_.push_back(region);
+      return 0;
+    }
+    noticed_.push_back({unit, step * micro_steps_ + micro + 1, region});
+    return region;
   }
 
   const Layout::Unit& UnitAt(std::int32_t unit) const {
@@ -275,6 +379,17 @@ class SessionImpl final : public Session {
   MappedSegment params_;
   MappedSegment gradients_;
   std::atomic<std::int64_t> notices_{0};
+  // Gradient regions: whose they are. A claim waits under the lock: what it
+  // waits for needs none of this.
+  struct Noticed {
+    std::int32_t unit = 0;
+    std::int64_t micro_steps_total = 0;
+    std::int32_t region = 0;
+  };
+  Mutex regions_mutex_;
+  std::vector<std::int32_t> region_of_ GUARDED_BY(regions_mutex_);  // by unit
+  std::vector<std::int32_t> free_regions_ GUARDED_BY(regions_mutex_);
+  std::deque<Noticed> noticed_ GUARDED_BY(regions_mutex_);  // in order
   mutable Mutex counters_mutex_;
   SessionCounters counters_ GUARDED_BY(counters_mutex_);
   std::shared_ptr<v1::Stowage::StubInterface> stub_;  // shared with the client

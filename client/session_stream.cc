@@ -81,6 +81,17 @@ absl::StatusOr<Verdict> SessionStream::WaitVerdict(
   return verdict;
 }
 
+absl::Status SessionStream::WaitLeased(std::int32_t unit, std::int64_t step,
+                                       std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  STOWAGE_RETURN_IF_ERROR(WaitUntil(timeout, "lease", [&]() REQUIRES(mutex_) {
+    return leased_.has_value() && leased_->unit == unit &&
+           leased_->step == step;
+  }));
+  leased_.reset();
+  return absl::OkStatus();
+}
+
 absl::Status SessionStream::WaitClosed(std::chrono::milliseconds timeout) {
   const MutexLock lock(mutex_);
   return WaitUntil(timeout, "close",
@@ -226,6 +237,13 @@ absl::Status SessionStream::Take(const v1::ServerMessage& message) {
     case v1::ServerMessage::kInitialized: {
       const MutexLock lock(mutex_);
       initialized_ = true;
+      break;
+    }
+    case v1::ServerMessage::kLeased: {
+      STOWAGE_ASSIGN_OR_RETURN(const proto::LeaseArgs leased,
+                               proto::DecodeLeased(message.leased()));
+      const MutexLock lock(mutex_);
+      leased_ = leased;
       break;
     }
     case v1::ServerMessage::kClosed: {

@@ -57,6 +57,8 @@ class SessionStream {
       std::chrono::milliseconds timeout);
   absl::Status WaitInitialized(std::chrono::milliseconds timeout);
   absl::StatusOr<Verdict> WaitVerdict(std::chrono::milliseconds timeout);
+  absl::Status WaitLeased(std::int32_t unit, std::int64_t step,
+                          std::chrono::milliseconds timeout);
   absl::Status WaitClosed(std::chrono::milliseconds timeout);
 
   // Announces where the chunks of a ReadState that is sent next go; then waits
@@ -115,6 +117,7 @@ class SessionStream {
   bool initialized_ GUARDED_BY(mutex_) = false;
   std::optional<Verdict> verdict_ GUARDED_BY(mutex_);
   std::optional<PendingRead> read_ GUARDED_BY(mutex_);
+  std::optional<proto::LeaseArgs> leased_ GUARDED_BY(mutex_);  // the last
   bool closed_ GUARDED_BY(mutex_) = false;  // the server said Closed
   bool ended_ GUARDED_BY(mutex_) = false;   // the call has ended
   // The right to read: one thread has it, outside the lock.

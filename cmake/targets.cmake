@@ -15,6 +15,10 @@ target_compile_options(stowage_flags INTERFACE
 if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   target_compile_options(stowage_flags INTERFACE -Wthread-safety)
 endif()
+# Where tests end the server as a crash would (common/crash_point.h).
+if(STOWAGE_WITH_TESTS)
+  target_compile_definitions(stowage_flags INTERFACE STOWAGE_CRASH_POINTS)
+endif()
 if(STOWAGE_SANITIZE)
   string(REPLACE "," ";" _sanitizers "${STOWAGE_SANITIZE}")
   foreach(s ${_sanitizers})

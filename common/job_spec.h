@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/layout.h"
+#include "common/storage_spec.h"
 
 namespace stowage {
 
@@ -36,18 +37,27 @@ struct OptimizerSpec {
   friend bool operator==(const OptimizerSpec&, const OptimizerSpec&) = default;
 };
 
-// What a job's committed steps survive (DESIGN, "Promises" 3).
-enum class Durability : std::uint8_t {
-  kMemory = 1,  // the trainer's end
-  kPower = 3,   // power loss; needs an NVMe store
-};
-
-// A job's identity and shape: equal specs mean the same job.
+// A job's identity and shape. Another layout, optimizer, durability, placement,
+// folders or kept steps under the same name is an error, never another job.
 struct JobSpec {
   std::string name;  // [A-Za-z0-9._-]+, at most kJobNameBytesMax bytes
   LayoutSpec layout;
   OptimizerSpec optimizer;
   Durability durability = Durability::kMemory;
+  StorageSpec storage;
+};
+
+// What a server must remember of a job, beside its state, to offer it again
+// after its own end.
+struct JobRecord {
+  JobSpec spec;
+  // The order of first uses in a forward, and all uses of one pass; empty as
+  // long as no rank has told them.
+  std::vector<std::int32_t> forward_order;
+  std::vector<std::int32_t> trace;
+  // The parameters on NVMe are those of each committed step; else they are made
+  // of the masters.
+  bool params_current = false;
 };
 
 // One run of a trainer over a job. All its ranks give the same values; the
@@ -109,6 +119,13 @@ struct AttachInfo {
   std::string shm_dir;           // the server's; a client may override it
   std::string param_segment;     // file names inside it
   std::string gradient_segment;  // of the rank that attached
+  // True: a unit may be read under a lease only (Session::Lease). At most
+  // leased_elems_max elements, or one use, may be leased by a rank at a time.
+  bool params_leased = false;
+  std::int64_t leased_elems_max = 0;
+  // Above zero: the gradient segment is so many regions, each as long as the
+  // largest unit's trainable elements, instead of slots; slots_are_ring holds.
+  std::int32_t gradient_regions = 0;
 };
 
 // What ReadState can return. Masters and moments exist for trainable
@@ -139,6 +156,19 @@ struct JobInfo {
   std::int64_t units_landed = 0;
   double landing_seconds = 0;
   double apply_seconds = 0;
+  // Jobs with state on NVMe.
+  std::vector<std::string> nvme_paths;
+  std::string durability;
+  std::vector<std::int64_t> kept_steps;  // that can be returned to, ascending
+  std::int64_t disk_bytes = 0;           // of its files
+  std::int64_t cache_bytes = 0;          // of state_bytes: state kept in memory
+  std::int64_t disk_bytes_read = 0;  // cumulative since the server opened it
+  std::int64_t disk_bytes_written = 0;
+  bool params_leased = false;
+  std::int64_t param_limit_bytes = 0;  // of parameters in memory, if leased
+  std::string io;                      // how the disk is read, in words
+
+  friend bool operator==(const JobInfo&, const JobInfo&) = default;
 };
 
 struct ServerInfo {

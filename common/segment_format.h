@@ -5,7 +5,10 @@
 //   layout.total_elems() of the layout's type, unit after unit]
 // Gradient segment (one per rank; the rank writes, the server reads):
 //   [SegmentHeader, one page][slot 0][slot 1]...; a slot holds
-//   layout.state_elems() elements of the layout's type.
+//   layout.state_elems() elements of the layout's type. Or, where
+//   AttachInfo::gradient_regions says so, [SegmentHeader, one page][region 0]
+//   [region 1]...; a region holds one unit's trainable elements at a time and
+//   is as long as the largest unit's.
 //
 // The server never believes a number in here: it computes every offset from
 // its own Layout. The words of UnitWords are 32-bit futexes and hold the low
@@ -84,6 +87,23 @@ inline std::int64_t UnitGradientOffsetBytes(const Layout& layout,
           layout.units()[static_cast<std::size_t>(unit_index)]
               .state_begin_elems) *
              DtypeBytes(layout.param_dtype());
+}
+// Elements of a gradient region.
+inline std::int64_t GradientRegionElems(const Layout& layout) {
+  std::int64_t elems = 0;
+  for (const Layout::Unit& unit : layout.units()) {
+    if (unit.trainable_elems > elems) elems = unit.trainable_elems;
+  }
+  return elems;
+}
+inline std::int64_t GradientRegionOffsetBytes(const Layout& layout,
+                                              std::int32_t region) {
+  return kSegmentPageBytes + region * GradientRegionElems(layout) *
+                                 DtypeBytes(layout.param_dtype());
+}
+inline std::int64_t GradientRegionsBytes(const Layout& layout,
+                                         std::int32_t regions) {
+  return RoundUp(GradientRegionOffsetBytes(layout, regions), kSegmentPageBytes);
 }
 inline std::int64_t GradientSegmentBytes(const Layout& layout,
                                          std::int32_t slots) {

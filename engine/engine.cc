@@ -70,7 +70,8 @@ absl::Status Engine::Backward(const at::Tensor& loss) {
   if (!order_sent_) {
     const std::vector<std::int32_t> order = coordinator_->ForwardOrder();
     if (!order.empty()) {
-      STOWAGE_RETURN_IF_ERROR(exchange_->SetForwardOrder(order));
+      STOWAGE_RETURN_IF_ERROR(exchange_->SetForwardOrder(
+          order, coordinator_->live_plan().trace().uses()));
       order_sent_ = true;
     }
   }

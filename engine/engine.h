@@ -190,6 +190,7 @@ class Engine {
   int RegisterUnit(const std::string& name,
                    const std::function<torch::nn::Module*()>& make);
   absl::Status Connect();
+  absl::Status AddStorageArguments(std::vector<std::string>& arguments) const;
   absl::Status CheckExchange() const;
   JobSpec MakeJobSpec() const;
   absl::Status BringInitialValues();

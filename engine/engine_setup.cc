@@ -4,6 +4,7 @@
 #include <torch/utils.h>
 
 #include <chrono>
+#include <filesystem>
 #include <map>
 #include <random>
 #include <utility>
@@ -115,6 +116,28 @@ absl::Status Engine::MakeSchedule() {
   return absl::OkStatus();
 }
 
+// A private server may use what the file names: its folders are made, as
+// DeepSpeed makes them, and its memory is the budget.
+absl::Status Engine::AddStorageArguments(
+    std::vector<std::string>& arguments) const {
+  const StorageSpec storage = config::ToStorageSpec(config(), 1);
+  if (storage.memory_budget_bytes > 0) {
+    arguments.insert(
+        arguments.end(),
+        {"--memory-limit", absl::StrCat(storage.memory_budget_bytes)});
+  }
+  for (const std::string& path : storage.nvme_paths) {
+    std::error_code error;
+    std::filesystem::create_directories(path, error);
+    if (error) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "nvme_path \"", path, "\": make the folder: ", error.message()));
+    }
+    arguments.insert(arguments.end(), {"--nvme-root", path});
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Engine::Connect() {
   STOWAGE_ASSIGN_OR_RETURN(
       rendezvous_, Rendezvous::Create(options_.launch, kRendezvousTimeout));
@@ -134,10 +157,10 @@ absl::Status Engine::Connect() {
       server.threads = options_.server_threads > 0
                            ? options_.server_threads
                            : static_cast<int>(config().stowage.server_threads);
-      if (config().stowage.memory_budget_bytes > 0) {
-        server.extra_args = {
-            "--memory-limit",
-            absl::StrCat(config().stowage.memory_budget_bytes)};
+      if (absl::Status added = AddStorageArguments(server.extra_args);
+          !added.ok()) {
+        rendezvous_->Set("server", "!").IgnoreError();
+        return added;
       }
       absl::StatusOr<std::unique_ptr<client::PrivateServer>> started =
           client::PrivateServer::Start(server);
@@ -241,6 +264,11 @@ JobSpec Engine::MakeJobSpec() const {
   job.optimizer.decoupled_weight_decay =
       config().optimizer.decoupled_weight_decay;
   job.optimizer.bias_correction = config().optimizer.bias_correction;
+  job.durability = config().stowage.durability == config::Durability::kPower
+                       ? Durability::kPower
+                       : Durability::kMemory;
+  job.storage =
+      config::ToStorageSpec(config(), options_.launch.local_world_size);
   return job;
 }
 
@@ -273,6 +301,13 @@ absl::Status Engine::Start() {
   options.model_persistence_threshold_elems =
       zero.stage3_model_persistence_threshold;
   options.log_trace = zero.log_trace_cache_warnings;
+  if (info.params_leased) {
+    // A unit is leased as a whole, and what is leased stays in the server's
+    // memory: nothing may be kept for good, nor more than the server allows.
+    options.persistence_threshold_elems = 0;
+    options.limits.max_live_elems =
+        std::min(options.limits.max_live_elems, info.leased_elems_max);
+  }
   std::vector<Coordinator::Unit> units;
   std::vector<std::vector<at::Tensor>> params;
   for (const UnitRecord& unit : units_) {
@@ -287,6 +322,14 @@ absl::Status Engine::Start() {
         /*keep_gradients=*/zero.stage == 1);
   });
   STOWAGE_RETURN_IF_ERROR(made);
+  if (const std::int64_t need = coordinator_->live_plan().limit_elems();
+      info.params_leased && need > info.leased_elems_max) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the largest unit with what it borrows has ", need,
+        " elements, the server's memory for parameters allows a rank ",
+        info.leased_elems_max,
+        " under lease; raise stowage.memory_budget or max_in_cpu"));
+  }
   step_ = info.step;
   applied_steps_ = info.applied_steps;
   coordinator_->SetStep(step_);
@@ -356,7 +399,7 @@ absl::Status Engine::RestoreClientState(const AttachInfo& info) {
   if (known) {
     coordinator_->RestoreTrace(state.trace);
     STOWAGE_RETURN_IF_ERROR(
-        exchange_->SetForwardOrder(coordinator_->ForwardOrder()));
+        exchange_->SetForwardOrder(coordinator_->ForwardOrder(), state.trace));
     order_sent_ = true;
   }
   return absl::OkStatus();

@@ -1,5 +1,6 @@
 #include "proto/admin_codec.h"
 
+#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "proto/job_codec.h"
 #include "proto/session_codec.h"
@@ -62,6 +63,16 @@ void EncodeJobs(const std::vector<JobInfo>& jobs,
 absl::StatusOr<std::string> DecodeDropJob(const v1::DropJobRequest& message) {
   STOWAGE_RETURN_IF_ERROR(CheckJobName(message.name()));
   return message.name();
+}
+
+absl::StatusOr<RewindArgs> DecodeRewindJob(
+    const v1::RewindJobRequest& message) {
+  STOWAGE_RETURN_IF_ERROR(CheckJobName(message.name()));
+  if (message.step() < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rewind: step ", message.step(), ", expected at least 0"));
+  }
+  return RewindArgs{message.name(), message.step()};
 }
 
 }  // namespace stowage::proto

@@ -28,4 +28,11 @@ void EncodeJobs(const std::vector<JobInfo>& jobs,
 // Errors: kInvalidArgument.
 absl::StatusOr<std::string> DecodeDropJob(const v1::DropJobRequest& message);
 
+struct RewindArgs {
+  std::string name;
+  std::int64_t step = 0;
+};
+// Errors: kInvalidArgument.
+absl::StatusOr<RewindArgs> DecodeRewindJob(const v1::RewindJobRequest& message);
+
 }  // namespace stowage::proto

@@ -3,6 +3,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "proto/storage_codec.h"
 
 namespace stowage::proto {
 namespace {
@@ -204,6 +205,10 @@ absl::StatusOr<JobSpec> DecodeJobSpec(const v1::JobSpec& message) {
       return Bad(absl::StrCat("durability: unknown value ",
                               static_cast<int>(message.durability())));
   }
+  if (message.has_storage()) {
+    STOWAGE_ASSIGN_OR_RETURN(spec.storage,
+                             DecodeStorageSpec(message.storage()));
+  }
   return spec;
 }
 
@@ -220,6 +225,9 @@ void EncodeJobSpec(const JobSpec& spec, v1::JobSpec* message) {
   message->set_durability(spec.durability == Durability::kPower
                               ? v1::DURABILITY_POWER
                               : v1::DURABILITY_MEMORY);
+  if (spec.storage != StorageSpec{}) {
+    EncodeStorageSpec(spec.storage, message->mutable_storage());
+  }
 }
 
 absl::StatusOr<RunSpec> DecodeRunSpec(const v1::RunSpec& message) {
@@ -286,6 +294,14 @@ absl::StatusOr<AttachInfo> DecodeAttachInfo(const v1::AttachInfo& message) {
   info.shm_dir = message.shm_dir();
   info.param_segment = message.param_segment();
   info.gradient_segment = message.gradient_segment();
+  STOWAGE_RETURN_IF_ERROR(CheckRange("attached: elements under lease",
+                                     message.leased_elems_max(), 0, kAny));
+  STOWAGE_RETURN_IF_ERROR(CheckRange("attached: gradient regions",
+                                     message.gradient_regions(), 0,
+                                     kGradientRegionsMax));
+  info.params_leased = message.params_leased();
+  info.leased_elems_max = message.leased_elems_max();
+  info.gradient_regions = message.gradient_regions();
   return info;
 }
 
@@ -301,6 +317,9 @@ void EncodeAttachInfo(const AttachInfo& info, v1::AttachInfo* message) {
   message->set_shm_dir(info.shm_dir);
   message->set_param_segment(info.param_segment);
   message->set_gradient_segment(info.gradient_segment);
+  message->set_params_leased(info.params_leased);
+  message->set_leased_elems_max(info.leased_elems_max);
+  message->set_gradient_regions(info.gradient_regions);
 }
 
 absl::StatusOr<JobInfo> DecodeJobInfo(const v1::JobInfo& message) {
@@ -322,6 +341,18 @@ absl::StatusOr<JobInfo> DecodeJobInfo(const v1::JobInfo& message) {
   info.units_landed = message.units_landed();
   info.landing_seconds = message.landing_seconds();
   info.apply_seconds = message.apply_seconds();
+  info.nvme_paths.assign(message.nvme_paths().begin(),
+                         message.nvme_paths().end());
+  info.durability = message.durability();
+  info.kept_steps.assign(message.kept_steps().begin(),
+                         message.kept_steps().end());
+  info.disk_bytes = message.disk_bytes();
+  info.cache_bytes = message.cache_bytes();
+  info.disk_bytes_read = message.disk_bytes_read();
+  info.disk_bytes_written = message.disk_bytes_written();
+  info.params_leased = message.params_leased();
+  info.param_limit_bytes = message.param_limit_bytes();
+  info.io = message.io();
   return info;
 }
 
@@ -342,6 +373,17 @@ void EncodeJobInfo(const JobInfo& info, v1::JobInfo* message) {
   message->set_units_landed(info.units_landed);
   message->set_landing_seconds(info.landing_seconds);
   message->set_apply_seconds(info.apply_seconds);
+  for (const std::string& path : info.nvme_paths) message->add_nvme_paths(path);
+  message->set_durability(info.durability);
+  message->mutable_kept_steps()->Assign(info.kept_steps.begin(),
+                                        info.kept_steps.end());
+  message->set_disk_bytes(info.disk_bytes);
+  message->set_cache_bytes(info.cache_bytes);
+  message->set_disk_bytes_read(info.disk_bytes_read);
+  message->set_disk_bytes_written(info.disk_bytes_written);
+  message->set_params_leased(info.params_leased);
+  message->set_param_limit_bytes(info.param_limit_bytes);
+  message->set_io(info.io);
 }
 
 }  // namespace stowage::proto

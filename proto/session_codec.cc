@@ -164,13 +164,13 @@ void EncodePutState(std::int32_t unit, std::int64_t begin_elems,
   message->set_values_fp32(values.data(), values.size_bytes());
 }
 
-absl::StatusOr<std::vector<std::int32_t>> DecodeForwardOrder(
+absl::StatusOr<ForwardOrderArgs> DecodeForwardOrder(
     const v1::SetForwardOrder& message) {
   STOWAGE_RETURN_IF_ERROR(CheckRange("set_forward_order: units",
                                      message.units_size(), 1, kUnitMax + 1));
-  std::vector<std::int32_t> units;
+  ForwardOrderArgs args;
   std::vector<bool> seen(static_cast<std::size_t>(kUnitMax) + 1);
-  units.reserve(static_cast<std::size_t>(message.units_size()));
+  args.units.reserve(static_cast<std::size_t>(message.units_size()));
   for (const std::int32_t unit : message.units()) {
     STOWAGE_RETURN_IF_ERROR(
         CheckRange("set_forward_order: unit", unit, 0, kUnitMax));
@@ -178,14 +178,48 @@ absl::StatusOr<std::vector<std::int32_t>> DecodeForwardOrder(
       return Bad(absl::StrCat("set_forward_order: unit ", unit, " twice"));
     }
     seen[static_cast<std::size_t>(unit)] = true;
-    units.push_back(unit);
+    args.units.push_back(unit);
   }
-  return units;
+  STOWAGE_RETURN_IF_ERROR(CheckRange("set_forward_order: uses",
+                                     message.uses_size(), 0, kTraceUsesMax));
+  for (const std::int32_t unit : message.uses()) {
+    STOWAGE_RETURN_IF_ERROR(
+        CheckRange("set_forward_order: used unit", unit, 0, kUnitMax));
+  }
+  args.uses.assign(message.uses().begin(), message.uses().end());
+  return args;
 }
 
 void EncodeForwardOrder(std::span<const std::int32_t> units,
+                        std::span<const std::int32_t> uses,
                         v1::SetForwardOrder* message) {
   message->mutable_units()->Assign(units.begin(), units.end());
+  message->mutable_uses()->Assign(uses.begin(), uses.end());
+}
+
+absl::StatusOr<LeaseArgs> DecodeLease(const v1::Lease& message) {
+  STOWAGE_RETURN_IF_ERROR(
+      CheckRange("lease: unit", message.unit(), 0, kUnitMax));
+  STOWAGE_RETURN_IF_ERROR(CheckRange("lease: step", message.step(), 0, kAny));
+  return LeaseArgs{message.unit(), message.step()};
+}
+
+absl::StatusOr<std::int32_t> DecodeUnlease(const v1::Unlease& message) {
+  STOWAGE_RETURN_IF_ERROR(
+      CheckRange("unlease: unit", message.unit(), 0, kUnitMax));
+  return message.unit();
+}
+
+void EncodeLease(const LeaseArgs& args, v1::Lease* message) {
+  message->set_unit(args.unit);
+  message->set_step(args.step);
+}
+
+absl::StatusOr<LeaseArgs> DecodeLeased(const v1::Leased& message) {
+  STOWAGE_RETURN_IF_ERROR(
+      CheckRange("leased: unit", message.unit(), 0, kUnitMax));
+  STOWAGE_RETURN_IF_ERROR(CheckRange("leased: step", message.step(), 0, kAny));
+  return LeaseArgs{message.unit(), message.step()};
 }
 
 absl::StatusOr<NoticeArgs> DecodeNotice(const v1::Notice& message) {
@@ -194,8 +228,10 @@ absl::StatusOr<NoticeArgs> DecodeNotice(const v1::Notice& message) {
       CheckRange("notice: micro step", message.micro(), 0, kMicroStepsMax - 1));
   STOWAGE_RETURN_IF_ERROR(
       CheckRange("notice: unit", message.unit(), 0, kUnitMax));
+  STOWAGE_RETURN_IF_ERROR(CheckRange("notice: region", message.region(), 0,
+                                     kGradientRegionsMax - 1));
   return NoticeArgs{message.step(), message.micro(), message.unit(),
-                    message.empty()};
+                    message.empty(), message.region()};
 }
 
 void EncodeNotice(const NoticeArgs& args, v1::Notice* message) {
@@ -203,6 +239,7 @@ void EncodeNotice(const NoticeArgs& args, v1::Notice* message) {
   message->set_micro(args.micro);
   message->set_unit(args.unit);
   message->set_empty(args.empty);
+  message->set_region(args.region);
 }
 
 absl::StatusOr<PrepareArgs> DecodePrepare(const v1::Prepare& message) {

@@ -38,6 +38,19 @@ struct NoticeArgs {
   std::int32_t micro = 0;
   std::int32_t unit = 0;
   bool empty = false;
+  std::int32_t region = 0;
+
+  friend bool operator==(const NoticeArgs&, const NoticeArgs&) = default;
+};
+
+struct ForwardOrderArgs {
+  std::vector<std::int32_t> units;
+  std::vector<std::int32_t> uses;
+};
+
+struct LeaseArgs {
+  std::int32_t unit = 0;
+  std::int64_t step = 0;
 };
 
 struct PrepareArgs {
@@ -64,19 +77,23 @@ struct StateChunkArgs {
 absl::StatusOr<OpenArgs> DecodeOpen(const v1::Open& message);
 // Reuses `args->values`.
 absl::Status DecodePutState(const v1::PutState& message, PutStateArgs* args);
-absl::StatusOr<std::vector<std::int32_t>> DecodeForwardOrder(
+absl::StatusOr<ForwardOrderArgs> DecodeForwardOrder(
     const v1::SetForwardOrder& message);
 absl::StatusOr<NoticeArgs> DecodeNotice(const v1::Notice& message);
 absl::StatusOr<PrepareArgs> DecodePrepare(const v1::Prepare& message);
 absl::StatusOr<ApplyArgs> DecodeApply(const v1::Apply& message);
 absl::StatusOr<ReadStateArgs> DecodeReadState(const v1::ReadState& message);
+absl::StatusOr<LeaseArgs> DecodeLease(const v1::Lease& message);
+absl::StatusOr<std::int32_t> DecodeUnlease(const v1::Unlease& message);
 
 void EncodeOpen(const JobSpec& job, const RunSpec& run, std::int32_t local_rank,
                 std::int32_t pid, const std::string& host, v1::Open* message);
 void EncodePutState(std::int32_t unit, std::int64_t begin_elems,
                     std::span<const float> values, v1::PutState* message);
 void EncodeForwardOrder(std::span<const std::int32_t> units,
+                        std::span<const std::int32_t> uses,
                         v1::SetForwardOrder* message);
+void EncodeLease(const LeaseArgs& args, v1::Lease* message);
 void EncodeNotice(const NoticeArgs& args, v1::Notice* message);
 void EncodePrepare(std::int64_t step, std::span<const double> scalars,
                    v1::Prepare* message);
@@ -87,6 +104,7 @@ void EncodeReadState(const ReadStateArgs& args, v1::ReadState* message);
 absl::StatusOr<Verdict> DecodeVerdict(const v1::Verdict& message);
 absl::Status DecodeStateChunk(const v1::StateChunk& message,
                               StateChunkArgs* args);
+absl::StatusOr<LeaseArgs> DecodeLeased(const v1::Leased& message);
 
 void EncodeVerdict(const Verdict& verdict, v1::Verdict* message);
 void EncodeStateChunk(std::int32_t unit, StateKind kind,

@@ -10,6 +10,7 @@
 #include "common/bytes.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "proto/job_record_codec.h"
 #include "server/core/job_registry.h"
 #include "server/rpc/rpc_server.h"
 #include "server/server_config.h"
@@ -32,6 +33,9 @@ core::RegistryOptions ToRegistryOptions(const ServerConfig& config) {
   options.lock_memory = config.lock_memory;
   options.jobs_max = config.jobs_max;
   options.isa = config.isa;
+  options.nvme_roots = config.nvme_roots;
+  options.encode_record = proto::EncodeJobRecord;
+  options.decode_record = proto::DecodeJobRecord;
   return options;
 }
 

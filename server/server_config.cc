@@ -152,8 +152,9 @@ const std::vector<Option>& Options() {
        "failed on stdout; for a server that a trainer starts. Default: none",
        Int(&ServerConfig::parent_fd, 3, 1 << 20)},
       {"nvme-root", Kind::kFolders,
-       "Folder below which jobs may keep state on NVMe; may be repeated. "
-       "Accepted, not used by this version",
+       "Folder, which must be there, below which jobs may keep state on NVMe; "
+       "may be repeated. Jobs that lie in it are offered again. Default: none, "
+       "so that nothing can be kept on NVMe",
        Folder(&ServerConfig::nvme_roots)},
       {"export-root", Kind::kFolders,
        "Folder below which jobs may export checkpoints; may be repeated. "

@@ -25,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/dtype.h"
+#include "common/storage_spec.h"
 #include "engine/config/document.h"
 #include "engine/schedule/schedule.h"
 
@@ -158,6 +159,7 @@ struct Stowage {
   std::int64_t memory_budget_bytes = 0;  // 0: the server's own limit
   std::int64_t nvme_budget_bytes = 0;    // 0: what the file system has
   std::int64_t kept_steps = 1;           // committed steps kept on NVMe
+  std::vector<std::string> nvme_paths;   // more folders beside nvme_path
   ExchangeKind exchange = ExchangeKind::kAuto;
   std::int64_t server_threads = 0;  // of a private server; 0: all cores
   std::string shm_dir;              // empty: the server's default
@@ -269,6 +271,11 @@ absl::StatusOr<Resolution> Resolve(const Document& document,
 // Refuses what is resolved but not available in this build, with the reason.
 // Errors: kUnimplemented naming key and value.
 absl::Status CheckSupported(const Config& config);
+
+// Where the job's state lies, as the server is told. max_in_cpu counts the
+// elements of one rank, the server those of a node: `local_ranks` times as
+// many.
+StorageSpec ToStorageSpec(const Config& config, std::int32_t local_ranks);
 
 // The resolution as a table for people, or as one JSON object.
 std::string ExplainText(const Resolution& resolution);

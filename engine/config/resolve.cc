@@ -169,6 +169,9 @@ void ReadStowage(const Settings& s, Stowage& stowage) {
   stowage.memory_budget_bytes = s.Int("stowage.memory_budget");
   stowage.nvme_budget_bytes = s.Int("stowage.nvme_budget");
   stowage.kept_steps = s.Int("stowage.kept_steps");
+  for (const Value& path : s.At("stowage.nvme_paths").value.items) {
+    stowage.nvme_paths.push_back(path.text);
+  }
   const std::string exchange = s.Text("stowage.exchange");
   stowage.exchange = exchange == "segments" ? ExchangeKind::kSegments
                      : exchange == "c10d"   ? ExchangeKind::kC10d

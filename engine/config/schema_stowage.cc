@@ -23,15 +23,17 @@ constexpr Key kKeys[] = {
      .type = kEnum,
      .def = "\"memory\"",
      .choices = "memory|process|power",
-     .effect = "what the state survives: the trainer, kill -9 of the server, "
-               "a power loss",
+     .effect = "what each committed step survives: memory: the trainer, and "
+               "on nvme the server's orderly end; power: a power loss at any "
+               "instant, which needs nvme; process: not there yet",
      .tests = "CheckSupported.NamesWhatIsNotThereYet"},
     {.path = "stowage.memory_budget",
      .type = kBytes,
      .def = "0",
      .min = 0,
-     .effect = "bytes of the server's memory the job may use; 0: the server's "
-               "own limit"},
+     .effect = "hard limit of the memory for this job, the server's own 32 "
+               "MiB and its segments in tmpfs included; with nvme what is left "
+               "over becomes cache; 0: the server's own limit, and no cache"},
     {.path = "stowage.nvme_budget",
      .type = kBytes,
      .def = "0",
@@ -42,9 +44,15 @@ constexpr Key kKeys[] = {
      .type = kInt,
      .def = "1",
      .min = 1,
-     .max = 1024,
+     .max = 63,
      .needs = Needs::kAnyNvme,
-     .effect = "committed steps kept on disk"},
+     .effect = "committed steps kept on disk, to which stowctl job rewind can "
+               "return"},
+    {.path = "stowage.nvme_paths",
+     .type = kStrings,
+     .needs = Needs::kAnyNvme,
+     .effect = "more folders, one a disk, over which the state is striped "
+               "beside nvme_path"},
     {.path = "stowage.exchange",
      .type = kEnum,
      .def = "\"auto\"",

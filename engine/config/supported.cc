@@ -18,14 +18,6 @@ absl::Status CheckSupported(const Config& config) {
     refuse("zero_optimization.stage", "0",
            "the state lives in the server, which needs stage 1, 2 or 3");
   }
-  if (zero.offload_optimizer.device == OffloadDevice::kNvme) {
-    refuse("zero_optimization.offload_optimizer.device", "\"nvme\"",
-           "the server keeps the state in memory; take \"cpu\"");
-  }
-  if (zero.offload_param.device == OffloadDevice::kNvme) {
-    refuse("zero_optimization.offload_param.device", "\"nvme\"",
-           "the server keeps parameters in memory; take \"cpu\"");
-  }
   if (zero.stage > 0 && zero.offload_optimizer.device == OffloadDevice::kNone) {
     refuse("zero_optimization.offload_optimizer.device", "\"none\"",
            "optimizer state lives in the server; take \"cpu\"");
@@ -55,10 +47,17 @@ absl::Status CheckSupported(const Config& config) {
     refuse("stowage.exchange", "\"c10d\"",
            "ranks exchange through segments of one host");
   }
-  if (config.stowage.durability != Durability::kMemory) {
-    refuse("stowage.durability",
-           Cat("\"", DurabilityName(config.stowage.durability), "\""),
-           "the state survives the trainer, not the server; take \"memory\"");
+  const bool on_nvme = zero.offload_optimizer.device == OffloadDevice::kNvme ||
+                       zero.offload_param.device == OffloadDevice::kNvme;
+  if (config.stowage.durability == Durability::kProcess) {
+    refuse("stowage.durability", "\"process\"",
+           "there is no state in files of tmpfs; take \"memory\", or "
+           "\"power\" with nvme");
+  }
+  if (config.stowage.durability == Durability::kPower && !on_nvme) {
+    refuse("stowage.durability", "\"power\"",
+           "nothing is on disk; take \"memory\", or set "
+           "offload_optimizer.device to \"nvme\"");
   }
   return errors.ToStatus();
 }

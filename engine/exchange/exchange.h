@@ -68,8 +68,9 @@ class Exchange {
                                           std::span<const double> scalars) = 0;
   virtual absl::Status Apply(const ApplyArgs& args) = 0;
 
-  // The trace's first uses, once known.
-  virtual absl::Status SetForwardOrder(std::span<const std::int32_t> units) = 0;
+  // The trace's first uses and all its uses, once known.
+  virtual absl::Status SetForwardOrder(std::span<const std::int32_t> units,
+                                       std::span<const std::int32_t> uses) = 0;
 
   virtual ExchangeWaits TakeWaits() = 0;
 };

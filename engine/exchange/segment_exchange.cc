@@ -13,17 +13,26 @@ SegmentExchange::SegmentExchange(client::Session* session,
 
 absl::StatusOr<std::span<const std::byte>> SegmentExchange::Fetch(
     std::int32_t unit, std::int64_t step) {
-  STOWAGE_RETURN_IF_ERROR(session_->WaitVersion(unit, step));
+  if (session_->info().params_leased) {
+    STOWAGE_RETURN_IF_ERROR(session_->Lease(unit, step));
+  } else {
+    STOWAGE_RETURN_IF_ERROR(session_->WaitVersion(unit, step));
+  }
   return session_->unit_params(unit);
 }
 
 bool SegmentExchange::StartFetch(std::int32_t unit, std::int64_t step) {
   // In place there is nothing to move: the lease can be had at once if the
-  // version is there, and not at all before.
+  // version is there, and not at all before. Under leases the server reads
+  // ahead by the trace; asking early would only hold its memory.
+  if (session_->info().params_leased) return false;
   return session_->VersionReady(unit, step);
 }
 
-void SegmentExchange::Release(std::int32_t /*unit*/) {}
+void SegmentExchange::Release(std::int32_t unit) {
+  // A broken session says so at its next call.
+  if (session_->info().params_leased) session_->Unlease(unit).IgnoreError();
+}
 
 absl::StatusOr<std::span<std::byte>> SegmentExchange::GradientTarget(
     std::int64_t step, std::int32_t micro, std::int32_t unit) {
@@ -34,6 +43,9 @@ absl::StatusOr<std::span<std::byte>> SegmentExchange::GradientTarget(
     if (landed > 0) {
       STOWAGE_RETURN_IF_ERROR(session_->WaitLanded(unit, landed));
     }
+  }
+  if (info.gradient_regions > 0) {
+    STOWAGE_RETURN_IF_ERROR(session_->ClaimRegion(unit));
   }
   return session_->gradient_slot(micro, unit);
 }
@@ -54,8 +66,8 @@ absl::Status SegmentExchange::Apply(const ApplyArgs& args) {
 }
 
 absl::Status SegmentExchange::SetForwardOrder(
-    std::span<const std::int32_t> units) {
-  return session_->SetForwardOrder(units);
+    std::span<const std::int32_t> units, std::span<const std::int32_t> uses) {
+  return session_->SetForwardOrder(units, uses);
 }
 
 ExchangeWaits SegmentExchange::TakeWaits() {

@@ -26,7 +26,8 @@ class SegmentExchange final : public Exchange {
   absl::StatusOr<Verdict> Prepare(std::int64_t step,
                                   std::span<const double> scalars) override;
   absl::Status Apply(const ApplyArgs& args) override;
-  absl::Status SetForwardOrder(std::span<const std::int32_t> units) override;
+  absl::Status SetForwardOrder(std::span<const std::int32_t> units,
+                               std::span<const std::int32_t> uses) override;
   ExchangeWaits TakeWaits() override;
 
  private:

@@ -102,16 +102,23 @@ absl::Status CheckJobSpec(const JobSpec& job) {
         absl::StrCat("job \"", job.name, "\": unknown optimizer kind ",
                      static_cast<int>(job.optimizer.kind)));
   }
-  if (job.durability == Durability::kPower) {
-    return absl::UnimplementedError(
-        absl::StrCat("job \"", job.name,
-                     "\": durability `power` needs an NVMe store, which this "
-                     "server does not have; `memory` is what it offers"));
-  }
-  if (job.durability != Durability::kMemory) {
+  if (job.durability != Durability::kMemory &&
+      job.durability != Durability::kPower) {
     return absl::InvalidArgumentError(
         absl::StrCat("job \"", job.name, "\": unknown durability ",
                      static_cast<int>(job.durability)));
+  }
+  if (job.durability == Durability::kPower && !job.storage.on_nvme()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "job \"", job.name,
+        "\": durability `power` needs state on NVMe; all of it is placed in "
+        "memory, which offers `memory`"));
+  }
+  if (job.storage.on_nvme() == job.storage.nvme_paths.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("job \"", job.name, "\": ", job.storage.nvme_paths.size(),
+                     " nvme paths for state ",
+                     job.storage.on_nvme() ? "on NVMe" : "in memory"));
   }
   return absl::OkStatus();
 }

@@ -19,6 +19,9 @@ namespace stowage::core {
 struct SlotPlan {
   bool ring = false;
   std::int32_t slots_per_rank = 1;
+  // Above zero: the slots of a rank are so many regions, each for one unit at a
+  // time (AttachInfo); `ring` holds.
+  std::int32_t regions = 0;
 };
 
 // Slots are kept until apply while ranks x micro steps stay within
@@ -44,7 +47,7 @@ MemoryNeed NeedOf(const Layout& layout, const RunSpec& run,
 // "optimizer state 1.0 GiB, parameters 170.0 MiB, gradient slots ...".
 std::string DescribeNeed(const MemoryNeed& need, bool job_part, bool run_part);
 
-// Errors: kInvalidArgument; kUnimplemented for a durability without a store.
+// Errors: kInvalidArgument.
 // The layout is checked by Layout::Create().
 absl::Status CheckJobSpec(const JobSpec& job);
 

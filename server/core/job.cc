@@ -7,10 +7,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/crash_point.h"
 #include "common/log.h"
 #include "common/segment_format.h"
 #include "common/status_macros.h"
-#include "storage/host/host_store.h"
 
 namespace stowage::core {
 namespace {
@@ -77,7 +77,7 @@ bool Job::TryEndUnused() {
   return true;
 }
 
-void Job::Shutdown(const absl::Status& why) {
+void Job::Shutdown(const absl::Status& why, bool remove_files) {
   Calls calls;
   {
     MutexLock lock(mutex_);
@@ -96,16 +96,29 @@ void Job::Shutdown(const absl::Status& why) {
   std::unique_ptr<Run> run;
   std::unique_ptr<storage::StateStore> store;
   std::unique_ptr<ParamSegment> params;
+  std::unique_ptr<ParamResidency> residency;
   {
     MutexLock lock(mutex_);
     while (busy_) idle_.Wait(mutex_);  // an attach that is allocating
     run = std::move(run_);
     store = std::move(store_);
     params = std::move(params_);
+    residency = std::move(residency_);
   }
+  residency.reset();
   run.reset();
+  const bool keep = on_disk_.has_value() && !remove_files;
+  if (nvme_ != nullptr && keep) {
+    if (const absl::Status closed = nvme_->Close(); !closed.ok()) {
+      log::Error("nvme_store_not_closed",
+                 {{"job", spec_.name}, {"reason", closed.message()}});
+    }
+  }
+  const bool files = nvme_ != nullptr || on_disk_.has_value();
+  nvme_ = nullptr;
   store.reset();
   params.reset();
+  if (files && !keep) RemoveFiles(std::string(why.message()));
   MutexLock lock(mutex_);
   shut_down_ = true;
   idle_.NotifyAll();
@@ -137,6 +150,19 @@ JobInfo Job::Info() const {
   info.units_landed = units_landed_;
   info.landing_seconds = landing_seconds_;
   info.apply_seconds = apply_seconds_;
+  if (spec_.storage.on_nvme()) {
+    info.nvme_paths = spec_.storage.nvme_paths;
+    info.durability =
+        spec_.durability == Durability::kPower ? "power" : "memory";
+    info.kept_steps = kept_steps_;
+    info.disk_bytes = disk_bytes_;
+    info.cache_bytes = cache_bytes_;
+    info.disk_bytes_read = disk_stats_.bytes_read;
+    info.disk_bytes_written = disk_stats_.bytes_written;
+    info.io = io_;
+    info.params_leased = plan_leased_;
+    info.param_limit_bytes = param_limit_bytes_;
+  }
   return info;
 }
 
@@ -189,17 +215,30 @@ absl::Status Job::CheckUnit(std::int32_t unit) const {
 // Gradients and steps, as sessions see them
 
 absl::Status Job::SetForwardOrder(const SessionState& session,
-                                  std::span<const std::int32_t> units) {
+                                  std::span<const std::int32_t> units,
+                                  std::span<const std::int32_t> uses) {
+  for (const std::int32_t unit : uses) STOWAGE_RETURN_IF_ERROR(CheckUnit(unit));
   STOWAGE_ASSIGN_OR_RETURN(std::shared_ptr<const UpdateOrder> order,
                            UpdateOrder::Create(layout_, units));
   MutexLock lock(mutex_);
   STOWAGE_RETURN_IF_ERROR(CheckLive(session));
   order_ = std::move(order);
+  const auto same = [](const std::vector<std::int32_t>& a,
+                       std::span<const std::int32_t> b) {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end());
+  };
+  if (!same(forward_order_, units) || !same(trace_, uses)) {
+    forward_order_.assign(units.begin(), units.end());
+    trace_.assign(uses.begin(), uses.end());
+    record_changed_ = true;
+    if (residency_ != nullptr) residency_->SetTrace(trace_);
+  }
   return absl::OkStatus();
 }
 
-absl::Status Job::Notice(const SessionState& session, std::int64_t step,
-                         std::int32_t micro, std::int32_t unit, bool empty) {
+absl::Status Job::Notice(const SessionState& session,
+                         const NoticeArgs& notice) {
+  const auto [step, micro, unit, empty, region] = notice;
   STOWAGE_RETURN_IF_ERROR(CheckUnit(unit));
   MutexLock lock(mutex_);
   STOWAGE_RETURN_IF_ERROR(CheckLive(session));
@@ -226,9 +265,58 @@ absl::Status Job::Notice(const SessionState& session, std::int64_t step,
   }
   STOWAGE_ASSIGN_OR_RETURN(
       const bool ready,
-      run_->ledger.Notice(session.rank(), micro, unit, empty));
+      run_->ledger.Notice(session.rank(), micro, unit, empty, region));
   if (ready) work_.NotifyOne();
   return absl::OkStatus();
+}
+
+absl::Status Job::Lease(const SessionState& session, std::int32_t unit,
+                        std::int64_t step) {
+  STOWAGE_RETURN_IF_ERROR(CheckUnit(unit));
+  std::vector<LeaseGrant> grants;
+  {
+    MutexLock lock(mutex_);
+    STOWAGE_RETURN_IF_ERROR(CheckLive(session));
+    if (residency_ == nullptr || !initialized_) {
+      return absl::FailedPreconditionError(
+          residency_ == nullptr
+              ? "lease: this job's parameters are in memory, read them"
+              : "lease: before the job's initialization was finished");
+    }
+    if (step < 0 || step > run_->step) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "lease: step ", step, " before step ", run_->step, " was applied"));
+    }
+    residency_->Lease(session.rank(), unit, step, &grants);
+  }
+  Deliver(grants);
+  return absl::OkStatus();
+}
+
+absl::Status Job::Unlease(const SessionState& session, std::int32_t unit) {
+  STOWAGE_RETURN_IF_ERROR(CheckUnit(unit));
+  MutexLock lock(mutex_);
+  STOWAGE_RETURN_IF_ERROR(CheckLive(session));
+  if (residency_ != nullptr) residency_->Unlease(session.rank(), unit);
+  return absl::OkStatus();
+}
+
+// Requires: no lock.
+void Job::Deliver(const std::vector<LeaseGrant>& grants) {
+  if (grants.empty()) return;
+  std::vector<std::pair<std::shared_ptr<SessionState>, LeaseGrant>> calls;
+  {
+    MutexLock lock(mutex_);
+    for (const LeaseGrant& grant : grants) {
+      if (!run_ || run_->epoch != grant.epoch || !run_->over.ok()) continue;
+      const auto rank = static_cast<std::size_t>(grant.rank);
+      if (run_->phases[rank] != RankPhase::kLive) continue;
+      calls.emplace_back(run_->sessions[rank], grant);
+    }
+  }
+  for (const auto& [session, grant] : calls) {
+    session->TellLeased(grant.unit, grant.step);
+  }
 }
 
 absl::Status Job::Prepare(SessionState& session, std::int64_t step,
@@ -297,7 +385,12 @@ void Job::Judge(Calls* calls) {
   verdict->step = run.step;
   verdict->sum_of_squares = SumOfSquares(partials_);
   if (!std::isfinite(verdict->sum_of_squares)) {
-    verdict->first_nonfinite_param = FirstNonFiniteParam(Context(run));
+    verdict->first_nonfinite_param =
+        run.gradients->spill() == nullptr
+            ? FirstNonFiniteParam(Context(run), 0,
+                                  static_cast<std::int64_t>(partials_.size()))
+        : run.nonfinite.empty() ? ""
+                                : run.nonfinite.begin()->second;
   }
   verdict->rank_scalars = std::move(run.scalars);
   run.scalars.assign(run.sessions.size(), {});
@@ -341,9 +434,11 @@ absl::Status Job::Apply(const SessionState& session, const ApplyArgs& args) {
     run.last_apply = args;
     run.ledger.NextStep(&run.applying);
     run.prepared.assign(run.prepared.size(), false);
+    run.nonfinite.clear();
     ++run.step;
     apply_pending_ = true;
-    if (!args.skip || busy_) {
+    // A commit on NVMe is no work for a session's thread.
+    if (!args.skip || busy_ || spec_.storage.on_nvme()) {
       work_.NotifyOne();
       return absl::OkStatus();
     }
@@ -376,6 +471,24 @@ absl::Status Job::ReadState(const SessionState& session, std::int32_t unit,
   if (kind != StateKind::kParam) {
     return store_->Read(unit, kind, begin_elems, out);
   }
+  if (residency_ == nullptr) return ReadParams(unit, begin_elems, out);
+  // Reading may have to wait for the disk: not under the lock.
+  while (!NothingRuns()) idle_.Wait(mutex_);
+  busy_ = true;
+  mutex_.Unlock();
+  absl::Status status = residency_->Hold(unit);
+  if (status.ok()) {
+    status = ReadParams(unit, begin_elems, out);
+    residency_->LetGo(unit);
+  }
+  mutex_.Lock();
+  EndBusy();
+  return status;
+}
+
+// Requires: the unit is in memory.
+absl::Status Job::ReadParams(std::int32_t unit, std::int64_t begin_elems,
+                             std::span<float> out) {
   const std::byte* from = params_->param(unit, begin_elems);
   for (std::size_t i = 0; i < out.size(); ++i) {
     switch (layout_.param_dtype()) {
@@ -441,10 +554,33 @@ void Job::ReleaseRun(std::unique_ptr<Run> run) {
   EndBusy();
 }
 
+// Lands a unit; sums that lie on NVMe are brought in before and written after.
+absl::Status Job::LandSums(Run& run, const StepLedger::Landing& landing,
+                           std::string* nonfinite) {
+  SumSpill* spill = run.gradients->spill();
+  const auto unit = static_cast<std::size_t>(landing.unit);
+  const auto started = [&] {
+    return run.ledger.gradients().sum_started[unit] != 0;
+  };
+  if (spill != nullptr) {
+    STOWAGE_RETURN_IF_ERROR(spill->Acquire(landing.unit, started()));
+  }
+  LandUnit(Context(run), landing, *services_->team);
+  if (spill == nullptr) return absl::OkStatus();
+  if (landing.last) {
+    *nonfinite =
+        FirstNonFiniteParam(Context(run), layout_.chunk_begin(landing.unit),
+                            layout_.chunk_begin(landing.unit + 1));
+  }
+  return started() ? spill->Save(landing.unit) : absl::OkStatus();
+}
+
 void Job::LandOne(Run& run, const StepLedger::Landing& landing) {
   const Clock::time_point begin = Clock::now();
-  LandUnit(Context(run), landing, *services_->team);
-  const absl::Status status = CheckSegments(*params_, *run.gradients);
+  std::string nonfinite;
+  const absl::Status spilled = LandSums(run, landing, &nonfinite);
+  const absl::Status status =
+      spilled.ok() ? CheckSegments(*params_, *run.gradients) : spilled;
   const double seconds = SecondsSince(begin);
   Calls calls;
   {
@@ -453,16 +589,16 @@ void Job::LandOne(Run& run, const StepLedger::Landing& landing) {
     if (!status.ok()) {
       // Nothing was applied: the run ends, the committed state is whole. A lost
       // parameter segment cannot be made again (frozen values live only there).
+      const absl::Status why(
+          status.code(),
+          absl::StrCat("job \"", spec_.name, "\": ", status.message()));
       if (params_->broken()) {
-        FailJob(absl::DataLossError(absl::StrCat("job \"", spec_.name,
-                                                 "\": ", status.message())),
-                &calls);
+        FailJob(why, &calls);
       } else {
-        FailRun(absl::DataLossError(absl::StrCat("job \"", spec_.name,
-                                                 "\": ", status.message())),
-                &calls);
+        FailRun(why, &calls);
       }
     } else if (run.over.ok()) {
+      if (!nonfinite.empty()) run.nonfinite.emplace(landing.unit, nonfinite);
       const std::int32_t landed = run.ledger.MarkLanded(landing);
       if (landing.last) ++units_landed_;
       params_->PublishLanded(landing.unit,
@@ -486,18 +622,27 @@ void Job::RunApply() {
     order = order_;
     from = committed_;
   }
-  const StepUpdateContext context{.layout = layout_,
-                                  .optimizer = spec_.optimizer,
-                                  .kernels = *services_->kernels,
-                                  .store = *store_,
-                                  .params = *params_,
-                                  .run = *run->gradients,
-                                  .gradients = run->applying,
-                                  .order = *order,
-                                  .micro_steps = run->spec.micro_steps};
+  const StepUpdateContext context{
+      .layout = layout_,
+      .optimizer = spec_.optimizer,
+      .kernels = *services_->kernels,
+      .store = *store_,
+      .params = *params_,
+      .run = *run->gradients,
+      .gradients = run->applying,
+      .order = *order,
+      .micro_steps = run->spec.micro_steps,
+      .residency = residency_.get(),
+      .deliver = [this](const std::vector<LeaseGrant>& g) { Deliver(g); }};
   bool touched = false;
   absl::StatusOr<storage::CommitRecord> record =
       update_->Run(context, from, *run->last_apply, *services_->team, &touched);
+  CrashPoint("step-committed");
+  if (record.ok() && residency_ != nullptr && !payloads_current_) {
+    SetPayloadsCurrent(true).IgnoreError();
+  }
+  if (record.ok()) KeepRecord().IgnoreError();
+  RefreshDiskFigures();
   Calls calls;
   {
     MutexLock lock(mutex_);
@@ -510,6 +655,12 @@ void Job::RunApply() {
           absl::StrCat("job \"", spec_.name, "\": apply of step ", from.step,
                        ": ", record.status().message()));
       if (touched || params_->broken()) {
+        // A store on NVMe is back at its last commit; what ranks read is of no
+        // step until it is loaded again.
+        if (nvme_ != nullptr && !params_->broken()) {
+          recoverable_ = true;
+          params_stale_ = true;
+        }
         FailJob(status, &calls);
       } else {
         FailRun(status, &calls);

@@ -17,6 +17,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -33,6 +35,8 @@
 #include "server/core/admission.h"
 #include "server/core/compute_team.h"
 #include "server/core/landing.h"
+#include "server/core/memory_plan.h"
+#include "server/core/param_residency.h"
 #include "server/core/param_segment.h"
 #include "server/core/range_coverage.h"
 #include "server/core/run_gradients.h"
@@ -41,9 +45,19 @@
 #include "server/core/step_update.h"
 #include "storage/host/memory_budget.h"
 #include "storage/host/segment_folder.h"
+#include "storage/nvme/nvme_store.h"
 #include "storage/state_store.h"
 
 namespace stowage::core {
+
+// A rank's word that a gradient is complete (proto/session.proto).
+struct NoticeArgs {
+  std::int64_t step = 0;
+  std::int32_t micro = 0;
+  std::int32_t unit = 0;
+  bool empty = false;
+  std::int32_t region = 0;
+};
 
 // What all jobs of a server share. Ownership: the registry's; outlives the
 // jobs.
@@ -55,15 +69,20 @@ struct CoreServices {
   bool lock_memory = true;
   std::int32_t kept_slots_max = 6;
   std::atomic<std::uint64_t> next_epoch{1};
+  std::function<std::string(const JobRecord&)> encode_record;
 };
 
 // Thread safety: thread-safe.
 // Shutdown: Shutdown() must have returned before the destructor.
 class Job {
  public:
-  // `job` passed CheckJobSpec(); `layout` is made of its spec. Starts the job's
-  // thread; memory is taken by the first Attach().
+  // `job` passed CheckJobSpec(), its folders are canonical; `layout` is made of
+  // its spec. Starts the job's thread; memory is taken by the first Attach().
   Job(CoreServices* services, std::uint64_t id, JobSpec job, Layout layout);
+
+  // Before anything else: the job lies on NVMe, at its last commit. Its store
+  // is opened by the first Attach().
+  void SetFound(JobRecord record, const storage::NvmeStoreInfo& info);
   Job(const Job&) = delete;
   Job& operator=(const Job&) = delete;
   ~Job();
@@ -83,9 +102,12 @@ class Job {
                         std::span<const float> values);
   absl::Status FinishInitialization(SessionState& session);
   absl::Status SetForwardOrder(const SessionState& session,
-                               std::span<const std::int32_t> units);
-  absl::Status Notice(const SessionState& session, std::int64_t step,
-                      std::int32_t micro, std::int32_t unit, bool empty);
+                               std::span<const std::int32_t> units,
+                               std::span<const std::int32_t> uses);
+  absl::Status Notice(const SessionState& session, const NoticeArgs& notice);
+  absl::Status Lease(const SessionState& session, std::int32_t unit,
+                     std::int64_t step);
+  absl::Status Unlease(const SessionState& session, std::int32_t unit);
   absl::Status Prepare(SessionState& session, std::int64_t step,
                        std::vector<double> scalars);
   absl::Status Apply(const SessionState& session, const ApplyArgs& args);
@@ -98,6 +120,9 @@ class Job {
   bool Detach(SessionState& session, bool clean, bool close_job,
               const std::string& reason);
 
+  // As JobRegistry::Rewind().
+  absl::Status Rewind(std::int64_t step);
+
   // Marks the job as ending if nobody is attached. Returns: false, and the
   // number of live sessions, otherwise.
   bool TryEnd(std::int32_t* live_sessions);
@@ -105,8 +130,10 @@ class Job {
   bool TryEndUnused();
 
   // Fails live sessions with `why`, finishes a running apply, stops the thread,
-  // frees all memory and segments. Idempotent; every caller waits for the end.
-  void Shutdown(const absl::Status& why);
+  // frees all memory and segments. Files on NVMe are closed at the last commit,
+  // or, with `remove_files` or where there was no commit, deleted. Idempotent;
+  // every caller waits for the end.
+  void Shutdown(const absl::Status& why, bool remove_files);
   void AwaitShutdown();
 
   JobInfo Info() const;
@@ -137,10 +164,13 @@ class Job {
     std::int32_t closed_ranks = 0;  // left, and asked to close the job
     absl::Status over;              // not OK: the run has ended
 
-    std::int64_t step = 0;       // whose gradients the ranks are computing
-    StepLedger ledger;           // of `step`
-    StepGradients applying;      // of the step that was last applied
-    std::vector<bool> prepared;  // by local rank, for `step`
+    std::int64_t step = 0;   // whose gradients the ranks are computing
+    StepLedger ledger;       // of `step`
+    StepGradients applying;  // of the step that was last applied
+    // Sums on NVMe: by unit, its first parameter with a non-finite gradient,
+    // found while its sum was in memory.
+    std::map<std::int32_t, std::string> nonfinite;
+    std::vector<bool> prepared;                // by local rank, for `step`
     std::vector<std::vector<double>> scalars;  // by local rank
     // The last verdict given: of `step`, or of the step before it.
     std::shared_ptr<const Verdict> verdict;
@@ -176,14 +206,37 @@ class Job {
                                            const std::string& client,
                                            SessionObserver* observer)
       REQUIRES(mutex_);
-  absl::StatusOr<std::unique_ptr<Run>> MakeRun(const RunSpec& run);
+  absl::StatusOr<std::unique_ptr<Run>> MakeRun(const RunSpec& run,
+                                               const StorageSpec& storage);
   absl::Status AllocateJob(storage::MemoryReservation reservation,
-                           std::int64_t state_bytes);
+                           const MemoryPlan& plan);
+
+  // The store on NVMe (job_storage.cc); all by the busy one.
+  absl::StatusOr<MemoryPlan> Plan(const RunSpec& run,
+                                  const StorageSpec& storage);
+  absl::Status OpenStore(const MemoryPlan& plan,
+                         storage::MemoryReservation reservation);
+  absl::Status CloseState();
+  absl::Status LoadParams();
+  absl::Status LoadUnit(std::int32_t unit);
+  absl::Status SetPayloadsCurrent(bool current);
+  void MakeResidency(const MemoryPlan& plan);
+  void Deliver(const std::vector<LeaseGrant>& grants);
+  void ResidencyFailed(const absl::Status& status);
+  absl::Status ReadParams(std::int32_t unit, std::int64_t begin_elems,
+                          std::span<float> out);
+  absl::Status CommitInitialState() REQUIRES(mutex_);  // unlocks meanwhile
+  absl::Status WriteInitialState();
+  absl::Status KeepRecord();
+  void RefreshDiskFigures();
+  absl::Status RewindBusy(std::int64_t step);
+  void RemoveFiles(const std::string& why);
 
   // Initialization of one piece of a parameter.
   absl::Status StorePiece(const Layout::Param& param, std::int64_t begin_elems,
                           std::span<const float> values) REQUIRES(mutex_);
   absl::Status FirstGap() const REQUIRES(mutex_);
+  absl::Status UnitGap(std::int32_t unit_index) const REQUIRES(mutex_);
 
   void FailRun(const absl::Status& why, Calls* calls) REQUIRES(mutex_);
   void FailJob(const absl::Status& why, Calls* calls) REQUIRES(mutex_);
@@ -193,6 +246,8 @@ class Job {
   // The job's thread.
   void ThreadMain();
   bool DoOnePiece();
+  absl::Status LandSums(Run& run, const StepLedger::Landing& landing,
+                        std::string* nonfinite);
   void LandOne(Run& run, const StepLedger::Landing& landing);
   void RunApply();
   void ReleaseRun(std::unique_ptr<Run> run);
@@ -223,10 +278,24 @@ class Job {
   bool initialized_ GUARDED_BY(mutex_) = false;
   absl::Status failed_because_ GUARDED_BY(mutex_);
   std::unique_ptr<Run> run_ GUARDED_BY(mutex_);
+  // The job goes on when the cause of failed_because_ is mended: its store is
+  // whole, what ranks read is not.
+  bool recoverable_ GUARDED_BY(mutex_) = false;
   storage::CommitRecord committed_ GUARDED_BY(mutex_);
   std::uint64_t epoch_ GUARDED_BY(mutex_) = 0;
   std::vector<RangeCoverage> coverage_ GUARDED_BY(mutex_);  // by unit
   std::shared_ptr<const UpdateOrder> order_ GUARDED_BY(mutex_);
+  std::vector<std::int32_t> forward_order_ GUARDED_BY(mutex_);
+  std::vector<std::int32_t> trace_ GUARDED_BY(mutex_);
+  bool record_changed_ GUARDED_BY(mutex_) = false;  // to be kept on NVMe
+  // Figures of Info() for a job on NVMe, as of its last commit.
+  std::vector<std::int64_t> kept_steps_ GUARDED_BY(mutex_);
+  std::int64_t disk_bytes_ GUARDED_BY(mutex_) = 0;
+  std::int64_t cache_bytes_ GUARDED_BY(mutex_) = 0;
+  storage::NvmeStoreStats disk_stats_ GUARDED_BY(mutex_);
+  std::string io_ GUARDED_BY(mutex_);
+  bool plan_leased_ GUARDED_BY(mutex_) = false;
+  std::int64_t param_limit_bytes_ GUARDED_BY(mutex_) = 0;
   // Figures of JobInfo.
   std::int64_t state_bytes_ GUARDED_BY(mutex_) = 0;
   std::int64_t param_bytes_ GUARDED_BY(mutex_) = 0;
@@ -237,7 +306,18 @@ class Job {
   // Made by the first attach, freed by Shutdown(). Owned by the busy one;
   // readers under mutex_ may use them while no apply is pending.
   std::unique_ptr<storage::StateStore> store_;
+  storage::NvmeStore* nvme_ = nullptr;  // store_, if it is on NVMe
   std::unique_ptr<ParamSegment> params_;
+  // Parameters on NVMe; null: all in memory. Uses the two above.
+  std::unique_ptr<ParamResidency> residency_;
+  // NVMe has the parameters of the last committed step, unit by unit.
+  bool payloads_current_ = false;
+  // What the manifest says, once files with a commit are there.
+  std::optional<storage::NvmeStoreInfo> on_disk_;
+  // What ranks read is not what the store has: it is loaded before a run.
+  bool params_stale_ = false;
+  MemoryPlan plan_;
+  JobSpec asked_;  // spec_ with the tuning of the latest run
   // Owned by the busy one.
   std::unique_ptr<StepUpdate> update_;
   // Written by the busy one for the unit that is landing; read under mutex_

@@ -6,12 +6,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/check.h"
 #include "common/log.h"
 #include "common/segment_format.h"
 #include "common/status_macros.h"
 #include "server/core/job.h"
-#include "storage/host/host_store.h"
 
 namespace stowage::core {
 namespace {
@@ -48,6 +48,21 @@ absl::Status Job::CheckSpec(const JobSpec& job) const {
         ", the job has it ", theirs.bias_correction ? "on" : "off"));
   }
   if (job.durability != spec_.durability) return differs("durability");
+  const StorageSpec& asked = job.storage;
+  const StorageSpec& has = spec_.storage;
+  if (asked.optimizer != has.optimizer) {
+    return differs("placement of the optimizer's state");
+  }
+  if (asked.params != has.params) return differs("placement of parameters");
+  if (asked.nvme_paths != has.nvme_paths) {
+    return differs(absl::StrCat(
+        "list of nvme paths: ", absl::StrJoin(asked.nvme_paths, ", "),
+        "; the job lies in ", absl::StrJoin(has.nvme_paths, ", ")));
+  }
+  if (has.on_nvme() && asked.kept_steps != has.kept_steps) {
+    return differs(absl::StrCat("number of kept steps: ", asked.kept_steps,
+                                ", the job keeps ", has.kept_steps));
+  }
   return absl::OkStatus();
 }
 
@@ -67,7 +82,7 @@ absl::StatusOr<std::shared_ptr<SessionState>> Job::Attach(
             absl::StrCat("job \"", spec_.name, "\" is ending"));
       }
       STOWAGE_RETURN_IF_ERROR(CheckSpec(job));
-      if (!failed_because_.ok()) {
+      if (!failed_because_.ok() && !recoverable_) {
         return absl::Status(
             failed_because_.code(),
             absl::StrCat(failed_because_.message(),
@@ -85,10 +100,11 @@ absl::StatusOr<std::shared_ptr<SessionState>> Job::Attach(
             &calls);
     previous = std::move(run_);
     busy_ = true;
+    if (recoverable_) params_stale_ = true;
   }
   calls.Make();
   previous.reset();
-  absl::StatusOr<std::unique_ptr<Run>> made = MakeRun(run);
+  absl::StatusOr<std::unique_ptr<Run>> made = MakeRun(run, job.storage);
   MutexLock lock(mutex_);
   EndBusy();
   STOWAGE_RETURN_IF_ERROR(made.status());
@@ -96,6 +112,13 @@ absl::StatusOr<std::shared_ptr<SessionState>> Job::Attach(
     *gone = true;
     return absl::UnavailableError(
         absl::StrCat("job \"", spec_.name, "\" is ending"));
+  }
+  if (recoverable_) {
+    log::Info("job_recovered", {{"job", spec_.name},
+                                {"step", committed_.step},
+                                {"from", failed_because_.message()}});
+    recoverable_ = false;
+    failed_because_ = absl::OkStatus();
   }
   run_ = *std::move(made);
   epoch_ = run_->epoch;
@@ -165,6 +188,9 @@ std::shared_ptr<SessionState> Job::AddSession(std::int32_t local_rank,
   info.shm_dir = services_->folder->path();
   info.param_segment = params_->file_name();
   info.gradient_segment = run_->gradients->file_name(local_rank);
+  info.params_leased = residency_ != nullptr;
+  info.leased_elems_max = residency_ != nullptr ? plan_.leased_elems_max : 0;
+  info.gradient_regions = run_->plan.regions;
   auto session = std::make_shared<SessionState>(std::move(info), local_rank,
                                                 client, observer);
   run_->sessions[static_cast<std::size_t>(local_rank)] = session;
@@ -175,55 +201,6 @@ std::shared_ptr<SessionState> Job::AddSession(std::int32_t local_rank,
                               {"epoch", epoch_},
                               {"step", committed_.step}});
   return session;
-}
-
-absl::StatusOr<std::unique_ptr<Job::Run>> Job::MakeRun(const RunSpec& run) {
-  const SlotPlan plan = PlanSlots(run, services_->kept_slots_max);
-  const MemoryNeed need = NeedOf(layout_, run, plan);
-  const bool whole_job = store_ == nullptr;
-  STOWAGE_ASSIGN_OR_RETURN(
-      storage::MemoryReservation reservation,
-      services_->budget->Reserve(
-          need.run_bytes() + (whole_job ? need.job_bytes() : 0),
-          absl::StrCat("job \"", spec_.name, "\" (",
-                       DescribeNeed(need, whole_job, true), ")")));
-  if (whole_job) {
-    STOWAGE_RETURN_IF_ERROR(
-        AllocateJob(reservation.Split(need.job_bytes()), need.state_bytes));
-  }
-  auto made = std::make_unique<Run>(layout_, run, plan);
-  made->epoch = services_->next_epoch.fetch_add(1);
-  STOWAGE_ASSIGN_OR_RETURN(
-      made->gradients,
-      RunGradients::Create(layout_, run, plan,
-                           {.job_id = id_, .epoch = made->epoch},
-                           *services_->folder, services_->lock_memory,
-                           services_->budget, std::move(reservation)));
-  return made;
-}
-
-absl::Status Job::AllocateJob(storage::MemoryReservation reservation,
-                              std::int64_t state_bytes) {
-  // The segment first: a full tmpfs shows at once, memory takes a while.
-  STOWAGE_ASSIGN_OR_RETURN(
-      std::unique_ptr<ParamSegment> params,
-      ParamSegment::Create(
-          layout_, id_, *services_->folder, services_->lock_memory,
-          services_->budget,
-          reservation.Split(reservation.bytes() - state_bytes)));
-  STOWAGE_ASSIGN_OR_RETURN(
-      std::unique_ptr<storage::HostStore> store,
-      storage::HostStore::Create(layout_, services_->lock_memory,
-                                 services_->budget, std::move(reservation)));
-  STOWAGE_ASSIGN_OR_RETURN(std::shared_ptr<const UpdateOrder> order,
-                           UpdateOrder::Create(layout_, {}));
-  update_ = std::make_unique<StepUpdate>(layout_);
-  partials_.assign(layout_.chunks().size(), 0.0);
-  params_ = std::move(params);
-  store_ = std::move(store);
-  MutexLock lock(mutex_);
-  order_ = std::move(order);
-  return absl::OkStatus();
 }
 
 // ---------------------------------------------------------------------------
@@ -307,28 +284,45 @@ absl::Status Job::StorePiece(const Layout::Param& param,
   if (!param.frozen) {
     STOWAGE_RETURN_IF_ERROR(store_->Put(param.unit_index, begin_elems, values));
   }
+  const std::int32_t unit = param.unit_index;
+  const bool was_whole = UnitGap(unit).ok();
+  if (residency_ != nullptr) {
+    STOWAGE_RETURN_IF_ERROR(
+        residency_->BeginWrite(unit, /*load=*/was_whole, /*give_up=*/true));
+  }
   services_->kernels->convert(values.data(), layout_.param_dtype(),
-                              params_->param(param.unit_index, begin_elems),
+                              params_->param(unit, begin_elems),
                               static_cast<std::int64_t>(values.size()));
-  coverage_[static_cast<std::size_t>(param.unit_index)].Add(
+  coverage_[static_cast<std::size_t>(unit)].Add(
       begin_elems, begin_elems + static_cast<std::int64_t>(values.size()));
+  if (residency_ != nullptr && UnitGap(unit).ok()) {
+    std::vector<LeaseGrant> none;
+    residency_->EndWrite(unit, 0, &none);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Job::UnitGap(std::int32_t unit_index) const {
+  const Layout::Unit& unit =
+      layout_.units()[static_cast<std::size_t>(unit_index)];
+  const RangeCoverage& coverage =
+      coverage_[static_cast<std::size_t>(unit_index)];
+  for (const Layout::Param& param : unit.params) {
+    const std::int64_t end = param.begin_elems + param.elems;
+    const std::int64_t gap = coverage.FirstGap(param.begin_elems, end);
+    if (gap < end) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "finish initialization: unit \"", unit.name, "\": parameter \"",
+          param.name, "\" has no value from element ", gap - param.begin_elems,
+          " on"));
+    }
+  }
   return absl::OkStatus();
 }
 
 absl::Status Job::FirstGap() const {
-  for (const Layout::Unit& unit : layout_.units()) {
-    for (const Layout::Param& param : unit.params) {
-      const std::int64_t end = param.begin_elems + param.elems;
-      const std::int64_t gap =
-          coverage_[static_cast<std::size_t>(param.unit_index)].FirstGap(
-              param.begin_elems, end);
-      if (gap < end) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "finish initialization: unit \"", unit.name, "\": parameter \"",
-            param.name, "\" has no value from element ",
-            gap - param.begin_elems, " on"));
-      }
-    }
+  for (std::int32_t unit = 0; unit < layout_.unit_count(); ++unit) {
+    STOWAGE_RETURN_IF_ERROR(UnitGap(unit));
   }
   return absl::OkStatus();
 }
@@ -347,6 +341,9 @@ absl::Status Job::FinishInitialization(SessionState& session) {
                                  [](bool done) { return done; });
     if (!already && all) {
       gap = FirstGap();
+      // Nothing lands before this: who is busy soon is not.
+      while (gap.ok() && busy_) idle_.Wait(mutex_);
+      if (gap.ok()) gap = CommitInitialState();
       if (gap.ok()) {
         initialized_ = true;
         coverage_.clear();
@@ -385,6 +382,7 @@ bool Job::Detach(SessionState& session, bool clean, bool close_job,
     }
     Run& run = *run_;
     run.phases[rank] = clean ? RankPhase::kLeft : RankPhase::kLost;
+    if (residency_ != nullptr) residency_->DropRank(session.rank());
     if (clean && close_job && run.over.ok()) ++run.closed_ranks;
     if (!clean) {
       log::Warning(

@@ -16,7 +16,9 @@
 #include "optim/kernels.h"
 #include "server/core/admission.h"
 #include "server/core/job.h"
+#include "server/core/nvme_roots.h"
 #include "storage/host/process_memory.h"
+#include "storage/nvme/nvme_store.h"
 
 namespace stowage::core {
 namespace {
@@ -46,12 +48,19 @@ class JobSessionImpl final : public JobSession {
   absl::Status FinishInitialization() override {
     return job_->FinishInitialization(*state_);
   }
-  absl::Status SetForwardOrder(std::span<const std::int32_t> units) override {
-    return job_->SetForwardOrder(*state_, units);
+  absl::Status SetForwardOrder(std::span<const std::int32_t> units,
+                               std::span<const std::int32_t> uses) override {
+    return job_->SetForwardOrder(*state_, units, uses);
   }
   absl::Status Notice(std::int64_t step, std::int32_t micro, std::int32_t unit,
-                      bool empty) override {
-    return job_->Notice(*state_, step, micro, unit, empty);
+                      bool empty, std::int32_t region) override {
+    return job_->Notice(*state_, {step, micro, unit, empty, region});
+  }
+  absl::Status Lease(std::int32_t unit, std::int64_t step) override {
+    return job_->Lease(*state_, unit, step);
+  }
+  absl::Status Unlease(std::int32_t unit) override {
+    return job_->Unlease(*state_, unit);
   }
   absl::Status Prepare(std::int64_t step,
                        std::vector<double> scalars) override {
@@ -79,8 +88,10 @@ class JobRegistryImpl final : public JobRegistry {
  public:
   JobRegistryImpl(const RegistryOptions& options, std::int64_t limit_bytes,
                   const optim::KernelSet* kernels,
-                  std::unique_ptr<storage::SegmentFolder> folder, int threads)
+                  std::unique_ptr<storage::SegmentFolder> folder, int threads,
+                  NvmeRoots roots)
       : options_(options),
+        roots_(std::move(roots)),
         started_(std::chrono::steady_clock::now()),
         folder_(std::move(folder)),
         budget_(limit_bytes),
@@ -91,30 +102,41 @@ class JobRegistryImpl final : public JobRegistry {
     services_.folder = folder_.get();
     services_.lock_memory = options.lock_memory;
     services_.kept_slots_max = options.kept_slots_max;
+    services_.encode_record = options.encode_record;
   }
   JobRegistryImpl(const JobRegistryImpl&) = delete;
   JobRegistryImpl& operator=(const JobRegistryImpl&) = delete;
   ~JobRegistryImpl() override { Stop(); }
 
   absl::StatusOr<std::unique_ptr<JobSession>> Attach(
-      const JobSpec& job, const RunSpec& run, std::int32_t local_rank,
+      const JobSpec& asked, const RunSpec& run, std::int32_t local_rank,
       const std::string& client, SessionObserver* observer) override;
   std::vector<JobInfo> List() const override;
   absl::Status Drop(const std::string& name) override;
+  absl::Status Rewind(const std::string& name, std::int64_t step) override;
   ServerInfo Info() const override;
   void Stop() override;
 
-  // Shuts an ended job down and forgets it.
+  // Offers the jobs that lie on NVMe again. Before the first Attach().
+  void FindJobs();
+
+  // Shuts an ended job down, its files too, and forgets it.
   void Remove(const std::shared_ptr<Job>& job, const absl::Status& why) {
-    job->Shutdown(why);
+    job->Shutdown(why, /*remove_files=*/true);
     Forget(job);
   }
 
  private:
   absl::StatusOr<std::shared_ptr<Job>> FindOrOpen(const JobSpec& spec);
+  void FindJob(const std::string& folder, const std::string& name);
+  absl::StatusOr<std::shared_ptr<Job>> OpenFound(
+      const std::string& folder, const storage::NvmeStoreInfo& info);
+  absl::StatusOr<std::shared_ptr<Job>> Find(const char* what,
+                                            const std::string& name) const;
   void Forget(const std::shared_ptr<Job>& job);
 
   const RegistryOptions options_;
+  const NvmeRoots roots_;
   const std::chrono::steady_clock::time_point started_;
   // Destroyed in reverse: jobs, then what they use.
   std::unique_ptr<storage::SegmentFolder> folder_;
@@ -127,6 +149,12 @@ class JobRegistryImpl final : public JobRegistry {
   std::uint64_t next_job_id_ GUARDED_BY(mutex_) = 1;
   // Shared with the sessions of the job.
   std::map<std::string, std::shared_ptr<Job>> jobs_ GUARDED_BY(mutex_);
+  // Found on NVMe but not fit to be offered, and why.
+  struct Unfit {
+    std::string folder;
+    absl::Status why;
+  };
+  std::map<std::string, Unfit> unfit_ GUARDED_BY(mutex_);
 };
 
 void JobSessionImpl::Detach(bool clean, bool close_job,
@@ -144,6 +172,13 @@ absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::FindOrOpen(
     if (stopping_) return absl::UnavailableError("server is stopping");
     const auto found = jobs_.find(spec.name);
     if (found != jobs_.end()) return found->second;
+    if (const auto unfit = unfit_.find(spec.name); unfit != unfit_.end()) {
+      return absl::Status(
+          unfit->second.why.code(),
+          absl::StrCat("job \"", spec.name, "\" in ", unfit->second.folder,
+                       ": ", unfit->second.why.message(),
+                       "; see stowctl fsck, drop it, or take another name"));
+    }
   }
   STOWAGE_ASSIGN_OR_RETURN(Layout layout, Layout::Create(spec.layout));
   MutexLock lock(mutex_);
@@ -163,9 +198,12 @@ absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::FindOrOpen(
 }
 
 absl::StatusOr<std::unique_ptr<JobSession>> JobRegistryImpl::Attach(
-    const JobSpec& job, const RunSpec& run, std::int32_t local_rank,
+    const JobSpec& asked, const RunSpec& run, std::int32_t local_rank,
     const std::string& client, SessionObserver* observer) {
-  STOWAGE_RETURN_IF_ERROR(CheckJobSpec(job));
+  STOWAGE_RETURN_IF_ERROR(CheckJobSpec(asked));
+  JobSpec job = asked;
+  STOWAGE_ASSIGN_OR_RETURN(job.storage.nvme_paths,
+                           roots_.Resolve(asked.storage.nvme_paths));
   STOWAGE_RETURN_IF_ERROR(CheckRunSpec(run, local_rank));
   std::string name = client.substr(0, 256);
   for (char& c : name) {
@@ -205,20 +243,125 @@ std::vector<JobInfo> JobRegistryImpl::List() const {
   std::vector<JobInfo> infos;
   infos.reserve(jobs.size());
   for (const auto& job : jobs) infos.push_back(job->Info());
+  MutexLock lock(mutex_);
+  for (const auto& [name, unfit] : unfit_) {
+    JobInfo info;
+    info.name = name;
+    info.nvme_paths = {unfit.folder};
+    info.failed_because = std::string(unfit.why.message());
+    infos.push_back(std::move(info));
+  }
   return infos;
 }
 
+void JobRegistryImpl::FindJobs() {
+  for (const std::string& folder : roots_.Folders()) {
+    const auto names = storage::NvmeStore::List(folder);
+    if (!names.ok()) {
+      log::Warning("nvme_root_not_read",
+                   {{"folder", folder}, {"reason", names.status().message()}});
+      continue;
+    }
+    for (const std::string& name : *names) FindJob(folder, name);
+  }
+}
+
+void JobRegistryImpl::FindJob(const std::string& folder,
+                              const std::string& name) {
+  absl::StatusOr<storage::NvmeStoreInfo> info =
+      storage::NvmeStore::Peek(folder, name);
+  absl::Status why = info.status();
+  if (info.ok() && info->commits.empty()) {
+    // Its initialization was never finished: nothing in it counts.
+    const absl::Status removed =
+        storage::NvmeStore::Remove(info->paths, info->job_name);
+    log::Info("unfinished_job_removed",
+              {{"job", name},
+               {"folder", folder},
+               {"result", removed.ok() ? "OK" : removed.message()}});
+    return;
+  }
+  if (why.ok()) {
+    absl::StatusOr<std::shared_ptr<Job>> job = OpenFound(folder, *info);
+    why = job.status();
+    if (why.ok()) {
+      const JobInfo found = (*job)->Info();
+      log::Info("job_found",
+                {{"job", name}, {"folder", folder}, {"step", found.step}});
+      return;
+    }
+  }
+  log::Error("job_not_offered",
+             {{"job", name}, {"folder", folder}, {"reason", why.message()}});
+  MutexLock lock(mutex_);
+  if (jobs_.count(name) == 0) unfit_.emplace(name, Unfit{folder, why});
+}
+
+absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::OpenFound(
+    const std::string& folder, const storage::NvmeStoreInfo& info) {
+  STOWAGE_ASSIGN_OR_RETURN(JobRecord record,
+                           options_.decode_record(info.job_record));
+  STOWAGE_RETURN_IF_ERROR(CheckJobSpec(record.spec));
+  if (record.spec.name != info.job_name) {
+    return absl::DataLossError(
+        absl::StrCat("its record is of job \"", record.spec.name,
+                     "\", its files of \"", info.job_name, "\""));
+  }
+  if (info.paths.empty() || info.paths.front() != folder) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "it was made in ", info.paths.empty() ? "?" : info.paths.front(),
+        ", where its other parts are sought; mount it there again"));
+  }
+  STOWAGE_ASSIGN_OR_RETURN(record.spec.storage.nvme_paths,
+                           roots_.Resolve(info.paths));
+  STOWAGE_ASSIGN_OR_RETURN(Layout layout, Layout::Create(record.spec.layout));
+  if (layout.fingerprint() != info.layout_fingerprint) {
+    return absl::DataLossError("its record has another layout than its files");
+  }
+  MutexLock lock(mutex_);
+  if (jobs_.count(info.job_name) > 0) {
+    return absl::AlreadyExistsError(
+        "another folder has a job of this name; take one of the two away");
+  }
+  if (static_cast<int>(jobs_.size()) >= options_.jobs_max) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the server has ", jobs_.size(), " jobs, which is its limit"));
+  }
+  auto job = std::make_shared<Job>(&services_, next_job_id_++, record.spec,
+                                   std::move(layout));
+  job->SetFound(std::move(record), info);
+  jobs_.emplace(info.job_name, job);
+  return job;
+}
+
+absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::Find(
+    const char* what, const std::string& name) const {
+  MutexLock lock(mutex_);
+  const auto found = jobs_.find(name);
+  if (found != jobs_.end()) return found->second;
+  return absl::NotFoundError(absl::StrCat(
+      what, ": no job \"", name.substr(0, kJobNameBytesMax), "\""));
+}
+
+absl::Status JobRegistryImpl::Rewind(const std::string& name,
+                                     std::int64_t step) {
+  STOWAGE_ASSIGN_OR_RETURN(const std::shared_ptr<Job> job,
+                           Find("rewind", name));
+  return job->Rewind(step);
+}
+
 absl::Status JobRegistryImpl::Drop(const std::string& name) {
-  std::shared_ptr<Job> job;
   {
     MutexLock lock(mutex_);
-    const auto found = jobs_.find(name);
-    if (found == jobs_.end()) {
-      return absl::NotFoundError(absl::StrCat(
-          "drop: no job \"", name.substr(0, kJobNameBytesMax), "\""));
+    if (const auto unfit = unfit_.find(name); unfit != unfit_.end()) {
+      STOWAGE_RETURN_IF_ERROR(
+          storage::NvmeStore::Remove({unfit->second.folder}, name));
+      unfit_.erase(unfit);
+      log::Info("job_dropped", {{"job", name}});
+      return absl::OkStatus();
     }
-    job = found->second;
   }
+  STOWAGE_ASSIGN_OR_RETURN(const std::shared_ptr<Job> job, Find("drop", name));
   std::int32_t live = 0;
   if (!job->TryEnd(&live)) {
     return absl::FailedPreconditionError(
@@ -256,7 +399,8 @@ void JobRegistryImpl::Stop() {
     jobs.swap(jobs_);
   }
   for (const auto& [name, job] : jobs) {
-    job->Shutdown(absl::UnavailableError("server is stopping"));
+    job->Shutdown(absl::UnavailableError("server is stopping"),
+                  /*remove_files=*/false);
   }
 }
 
@@ -295,6 +439,11 @@ absl::StatusOr<std::unique_ptr<JobRegistry>> JobRegistry::Create(
                            ChooseKernels(options.isa));
   const std::string id =
       options.server_id.empty() ? storage::RandomHex(8) : options.server_id;
+  STOWAGE_ASSIGN_OR_RETURN(NvmeRoots roots,
+                           NvmeRoots::Create(options.nvme_roots));
+  if (!roots.empty() && (!options.encode_record || !options.decode_record)) {
+    return absl::InvalidArgumentError("nvme roots without a record codec");
+  }
   STOWAGE_ASSIGN_OR_RETURN(std::unique_ptr<storage::SegmentFolder> folder,
                            storage::SegmentFolder::Create(options.shm_dir, id));
   const int processors =
@@ -302,9 +451,11 @@ absl::StatusOr<std::unique_ptr<JobRegistry>> JobRegistry::Create(
   const std::int64_t limit_bytes = options.memory_limit_bytes > 0
                                        ? options.memory_limit_bytes
                                        : storage::MachineMemoryBytes() / 10 * 9;
-  return std::make_unique<JobRegistryImpl>(
+  auto registry = std::make_unique<JobRegistryImpl>(
       options, limit_bytes, kernels, std::move(folder),
-      options.threads > 0 ? options.threads : processors);
+      options.threads > 0 ? options.threads : processors, std::move(roots));
+  registry->FindJobs();
+  return registry;
 }
 
 }  // namespace stowage::core

@@ -35,6 +35,8 @@ class SessionObserver {
 
   virtual void OnInitialized() = 0;  // answer to FinishInitialization
   virtual void OnVerdict(const Verdict& verdict) = 0;  // answer to Prepare
+  // Answer to Lease: the unit may be read until Unlease.
+  virtual void OnLeased(std::int32_t /*unit*/, std::int64_t /*step*/) {}
   // The session is over: the job failed, a peer was lost (the status names
   // rank and reason), or the server is stopping.
   virtual void OnFailed(const absl::Status& status) = 0;
@@ -59,9 +61,17 @@ class JobSession {
   virtual absl::Status PutState(std::int32_t unit, std::int64_t begin_elems,
                                 std::span<const float> values) = 0;
   virtual absl::Status FinishInitialization() = 0;
-  virtual absl::Status SetForwardOrder(std::span<const std::int32_t> units) = 0;
+  virtual absl::Status SetForwardOrder(std::span<const std::int32_t> units,
+                                       std::span<const std::int32_t> uses) = 0;
   virtual absl::Status Notice(std::int64_t step, std::int32_t micro,
-                              std::int32_t unit, bool empty) = 0;
+                              std::int32_t unit, bool empty,
+                              std::int32_t region) = 0;
+  absl::Status Notice(std::int64_t step, std::int32_t micro, std::int32_t unit,
+                      bool empty) {
+    return Notice(step, micro, unit, empty, /*region=*/0);
+  }
+  virtual absl::Status Lease(std::int32_t unit, std::int64_t step) = 0;
+  virtual absl::Status Unlease(std::int32_t unit) = 0;
   virtual absl::Status Prepare(std::int64_t step,
                                std::vector<double> scalars) = 0;
   virtual absl::Status Apply(const ApplyArgs& args) = 0;
@@ -91,6 +101,12 @@ struct RegistryOptions {
   int kept_slots_max = 6;  // above it (ranks x micro steps) slots are a ring;
                            // at most 64
   std::string isa;         // empty: the best
+  // Folders on NVMe that jobs may use; they must be there. Empty: none.
+  std::vector<std::string> nvme_roots;
+  // A job's record as the bytes that are kept with its state, and back. Needed
+  // where there are roots.
+  std::function<std::string(const JobRecord&)> encode_record;
+  std::function<absl::StatusOr<JobRecord>(const std::string&)> decode_record;
 };
 
 // Thread safety: thread-safe. Shutdown: sessions first, then the registry.
@@ -117,6 +133,10 @@ class JobRegistry {
 
   virtual std::vector<JobInfo> List() const = 0;
   virtual absl::Status Drop(const std::string& name) = 0;
+  // Makes a kept step of a job on NVMe its last one.
+  // Errors: kNotFound; kFailedPrecondition while sessions are live, or for a
+  //   job without kept steps; a store's.
+  virtual absl::Status Rewind(const std::string& name, std::int64_t step) = 0;
   virtual ServerInfo Info() const = 0;
 
   // Refuses new work, fails live sessions with kUnavailable "server is

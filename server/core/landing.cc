@@ -45,8 +45,11 @@ double SumOfSquares(std::span<const double> partials) {
   return sum;
 }
 
-std::string FirstNonFiniteParam(const LandingContext& context) {
-  for (std::size_t c = 0; c < context.partials.size(); ++c) {
+std::string FirstNonFiniteParam(const LandingContext& context,
+                                std::int64_t chunk_begin,
+                                std::int64_t chunk_end) {
+  for (auto c = static_cast<std::size_t>(chunk_begin);
+       c < static_cast<std::size_t>(chunk_end); ++c) {
     if (std::isfinite(context.partials[c])) continue;
     const Layout::Chunk& chunk = context.layout.chunks()[c];
     RunGradients::SlotPointers pointers;

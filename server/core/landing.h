@@ -36,8 +36,11 @@ void LandUnit(const LandingContext& context, const StepLedger::Landing& landing,
 // Sums the partials of the whole layout in chunk order.
 double SumOfSquares(std::span<const double> partials);
 
-// The parameter that holds the first non-finite element, in layout order.
-// Requires: some partial is not finite.
-std::string FirstNonFiniteParam(const LandingContext& context);
+// The parameter that holds the first non-finite element among chunks [begin,
+// end), in layout order; empty if their partials are finite. Sums on NVMe:
+// only for a unit that is acquired.
+std::string FirstNonFiniteParam(const LandingContext& context,
+                                std::int64_t chunk_begin,
+                                std::int64_t chunk_end);
 
 }  // namespace stowage::core

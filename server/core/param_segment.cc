@@ -13,14 +13,19 @@ namespace stowage::core {
 absl::StatusOr<std::unique_ptr<ParamSegment>> ParamSegment::Create(
     const Layout& layout, std::uint64_t job_id,
     const storage::SegmentFolder& folder, bool lock_memory,
-    storage::MemoryBudget* budget, storage::MemoryReservation reservation) {
+    storage::MemoryBudget* budget, storage::MemoryReservation reservation,
+    bool sparse) {
   STOWAGE_ASSIGN_OR_RETURN(
       std::unique_ptr<storage::Segment> segment,
       storage::Segment::Create(folder,
                                {.kind = "param",
                                 .bytes = ParamSegmentBytes(layout),
-                                .lock_memory = lock_memory},
+                                .lock_memory = lock_memory,
+                                .sparse = sparse},
                                budget, std::move(reservation)));
+  if (sparse) {
+    STOWAGE_RETURN_IF_ERROR(segment->Populate(0, ParamDataOffsetBytes(layout)));
+  }
   auto* header = ::new (segment->data()) SegmentHeader();
   header->magic = kParamSegmentMagic;
   header->format_version = kProtocolVersion;
@@ -47,6 +52,22 @@ std::byte* ParamSegment::param(std::int32_t unit,
                                std::int64_t begin_elems) const {
   return segment_->data() + UnitParamOffsetBytes(layout_, unit) +
          begin_elems * DtypeBytes(layout_.param_dtype());
+}
+
+std::int64_t ParamSegment::unit_bytes(std::int32_t unit) const {
+  return layout_.units()[static_cast<std::size_t>(unit)].elems *
+         DtypeBytes(layout_.param_dtype());
+}
+
+absl::Status ParamSegment::PopulateUnit(std::int32_t unit) {
+  if (unit_bytes(unit) == 0) return absl::OkStatus();
+  return segment_->Populate(UnitParamOffsetBytes(layout_, unit),
+                            unit_bytes(unit));
+}
+
+void ParamSegment::DropUnit(std::int32_t unit) {
+  if (unit_bytes(unit) == 0) return;
+  segment_->Punch(UnitParamOffsetBytes(layout_, unit), unit_bytes(unit));
 }
 
 void ParamSegment::SetEpoch(std::uint64_t epoch) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/layout.h"
 #include "common/segment_format.h"
@@ -21,11 +22,14 @@ namespace stowage::core {
 class ParamSegment {
  public:
   // `layout` must outlive the object; `reservation` holds
-  // ParamSegmentBytes(layout). Errors: as storage::Segment::Create().
+  // ParamSegmentBytes(layout). With `sparse` units have no pages until
+  // PopulateUnit(), and it holds what will be populated at once. Errors: as
+  // storage::Segment::Create().
   static absl::StatusOr<std::unique_ptr<ParamSegment>> Create(
       const Layout& layout, std::uint64_t job_id,
       const storage::SegmentFolder& folder, bool lock_memory,
-      storage::MemoryBudget* budget, storage::MemoryReservation reservation);
+      storage::MemoryBudget* budget, storage::MemoryReservation reservation,
+      bool sparse = false);
 
   const std::string& file_name() const { return segment_->file_name(); }
   std::int64_t bytes() const { return segment_->bytes(); }
@@ -33,6 +37,12 @@ class ParamSegment {
 
   // Address of an element of the unit's flat buffer, in the layout's type.
   std::byte* param(std::int32_t unit, std::int64_t begin_elems) const;
+
+  // Bytes of a unit's parameters, whole pages.
+  std::int64_t unit_bytes(std::int32_t unit) const;
+  // Sparse: give a unit its pages, or take them away.
+  absl::Status PopulateUnit(std::int32_t unit);
+  void DropUnit(std::int32_t unit);
 
   void SetEpoch(std::uint64_t epoch);
 

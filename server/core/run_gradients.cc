@@ -12,11 +12,13 @@ namespace stowage::core {
 // NOLINTNEXTLINE(readability-function-size): all of it is what a run is made of
 absl::StatusOr<std::unique_ptr<RunGradients>> RunGradients::Create(
     const Layout& layout, const RunSpec& run, const SlotPlan& plan,
-    const Identity& identity, const storage::SegmentFolder& folder,
-    bool lock_memory, storage::MemoryBudget* budget,
-    storage::MemoryReservation reservation) {
+    const Sums& sums, const Identity& identity,
+    const storage::SegmentFolder& folder, bool lock_memory,
+    storage::MemoryBudget* budget, storage::MemoryReservation reservation) {
   auto made = absl::WrapUnique(new RunGradients(layout, plan));
-  const std::int64_t bytes = GradientSegmentBytes(layout, plan.slots_per_rank);
+  const std::int64_t bytes =
+      plan.regions > 0 ? GradientRegionsBytes(layout, plan.regions)
+                       : GradientSegmentBytes(layout, plan.slots_per_rank);
   for (std::int32_t r = 0; r < run.local_ranks; ++r) {
     STOWAGE_ASSIGN_OR_RETURN(
         std::unique_ptr<storage::Segment> segment,
@@ -32,7 +34,12 @@ absl::StatusOr<std::unique_ptr<RunGradients>> RunGradients::Create(
     header->epoch = identity.epoch;
     made->segments_.push_back(std::move(segment));
   }
-  if (plan.ring) {
+  if (sums.buffers > 0) {
+    STOWAGE_ASSIGN_OR_RETURN(
+        made->spill_,
+        SumSpill::Create(layout, sums.buffers, *sums.store, lock_memory, budget,
+                         std::move(reservation)));
+  } else if (plan.ring) {
     STOWAGE_ASSIGN_OR_RETURN(
         made->sums_,
         storage::PinnedArena::Create(
@@ -47,7 +54,7 @@ const std::string& RunGradients::file_name(std::int32_t rank) const {
 }
 
 std::int64_t RunGradients::bytes() const {
-  std::int64_t bytes = sums_.mapped_bytes();
+  std::int64_t bytes = sums_.mapped_bytes() + (spill_ ? spill_->bytes() : 0);
   for (const auto& segment : segments_) bytes += segment->bytes();
   return bytes;
 }
@@ -93,13 +100,26 @@ std::span<const void* const> RunGradients::MicroSlots(
   const auto ranks = static_cast<std::int32_t>(segments_.size());
   for (std::int32_t rank = 0; rank < ranks; ++rank) {
     if (gradients.empty[gradients.EmptyIndex(chunk.unit_index, 0, rank)] == 0) {
-      pointers[used++] = slot(rank, 0, chunk);
+      pointers[used++] = plan_.regions > 0
+                             ? region(rank,
+                                      gradients.region[gradients.EmptyIndex(
+                                          chunk.unit_index, 0, rank)],
+                                      chunk)
+                             : slot(rank, 0, chunk);
     }
   }
   return {pointers.data(), used};
 }
 
+const void* RunGradients::region(std::int32_t rank, std::int32_t region,
+                                 const Layout::Chunk& chunk) const {
+  return segments_[static_cast<std::size_t>(rank)]->data() +
+         GradientRegionOffsetBytes(layout_, region) +
+         chunk.begin_elems * DtypeBytes(layout_.param_dtype());
+}
+
 float* RunGradients::sum(const Layout::Chunk& chunk) const {
+  if (spill_) return spill_->data(chunk.unit_index) + chunk.begin_elems;
   return reinterpret_cast<float*>(sums_.data()) +
          layout_.units()[static_cast<std::size_t>(chunk.unit_index)]
              .state_begin_elems +

@@ -15,6 +15,7 @@
 #include "optim/kernels.h"
 #include "server/core/admission.h"
 #include "server/core/step_ledger.h"
+#include "server/core/sum_spill.h"
 #include "storage/host/pinned_arena.h"
 #include "storage/host/segment.h"
 
@@ -33,14 +34,22 @@ class RunGradients {
   };
 
   // `layout` must outlive the object; `reservation` holds need.run_bytes().
+  // Above zero `sum_buffers`: sums lie in `spill_store`, which must outlive it.
   // Errors: as storage::Segment::Create() and storage::PinnedArena::Create().
+  struct Sums {
+    std::int32_t buffers = 0;
+    storage::UnitStore* store = nullptr;
+  };
   static absl::StatusOr<std::unique_ptr<RunGradients>> Create(
       const Layout& layout, const RunSpec& run, const SlotPlan& plan,
-      const Identity& identity, const storage::SegmentFolder& folder,
-      bool lock_memory, storage::MemoryBudget* budget,
-      storage::MemoryReservation reservation);
+      const Sums& sums, const Identity& identity,
+      const storage::SegmentFolder& folder, bool lock_memory,
+      storage::MemoryBudget* budget, storage::MemoryReservation reservation);
 
   bool ring() const { return plan_.ring; }
+  // Sums that lie on NVMe; null: in memory. Ring: acquire a unit's sum there
+  // before its slots are added or it is read.
+  SumSpill* spill() const { return spill_.get(); }
   const std::string& file_name(std::int32_t rank) const;
   std::int64_t bytes() const;
 
@@ -70,11 +79,14 @@ class RunGradients {
       : layout_(layout), plan_(plan) {}
   const void* slot(std::int32_t rank, std::int32_t slot,
                    const Layout::Chunk& chunk) const;
+  const void* region(std::int32_t rank, std::int32_t region,
+                     const Layout::Chunk& chunk) const;
 
   const Layout& layout_;
   const SlotPlan plan_;
   std::vector<std::unique_ptr<storage::Segment>> segments_;  // by local rank
   storage::PinnedArena sums_;
+  std::unique_ptr<SumSpill> spill_;
 };
 
 }  // namespace stowage::core

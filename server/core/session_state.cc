@@ -42,6 +42,12 @@ void SessionState::TellVerdict(const Verdict& verdict) {
   Leave();
 }
 
+void SessionState::TellLeased(std::int32_t unit, std::int64_t step) {
+  if (!Enter()) return;
+  observer_->OnLeased(unit, step);
+  Leave();
+}
+
 void SessionState::TellFailed() {
   absl::Status status;
   {

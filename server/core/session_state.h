@@ -44,6 +44,7 @@ class SessionState {
   // held.
   void TellInitialized();
   void TellVerdict(const Verdict& verdict);
+  void TellLeased(std::int32_t unit, std::int64_t step);
   void TellFailed();  // at most once, with failure()
 
   // From now on the observer is not called.

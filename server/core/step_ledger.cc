@@ -13,7 +13,8 @@ StepLedger::StepLedger(const Layout& layout, const RunSpec& run,
     : layout_(layout),
       ring_(plan.ring),
       micro_steps_(run.micro_steps),
-      ranks_(static_cast<std::size_t>(run.local_ranks)) {
+      ranks_(static_cast<std::size_t>(run.local_ranks)),
+      regions_(plan.regions) {
   const auto units = static_cast<std::size_t>(layout.unit_count());
   noticed_.resize(units * ranks_);
   ranks_ready_.resize(units);
@@ -23,6 +24,8 @@ StepLedger::StepLedger(const Layout& layout, const RunSpec& run,
   gradients_.ranks = ranks_;
   gradients_.empty.resize(units * gradients_.slots * ranks_);
   gradients_.sum_started.resize(units);
+  if (regions_ > 0) gradients_.region.resize(gradients_.empty.size());
+  region_taken_.resize(ranks_ * static_cast<std::size_t>(regions_));
   ready_.resize(units);
   Reset();
 }
@@ -48,7 +51,8 @@ void StepLedger::Reset() {
 }
 
 absl::StatusOr<bool> StepLedger::Notice(std::int32_t rank, std::int32_t micro,
-                                        std::int32_t unit, bool empty) {
+                                        std::int32_t unit, bool empty,
+                                        std::int32_t region) {
   if (!Trainable(unit)) return false;
   const auto u = static_cast<std::size_t>(unit);
   std::int32_t& noticed = noticed_[u * ranks_ + static_cast<std::size_t>(rank)];
@@ -63,6 +67,23 @@ absl::StatusOr<bool> StepLedger::Notice(std::int32_t rank, std::int32_t micro,
         absl::StrCat("notice: micro step ", micro, " of unit \"",
                      layout_.units()[u].name, "\" before micro step ",
                      micro - 1, " has landed; its slot was not free"));
+  }
+  if (regions_ > 0 && !empty) {
+    if (region < 0 || region >= regions_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("notice: region ", region, " of ", regions_));
+    }
+    std::vector<bool>::reference taken =
+        region_taken_[static_cast<std::size_t>(rank) *
+                          static_cast<std::size_t>(regions_) +
+                      static_cast<std::size_t>(region)];
+    if (taken) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "notice: unit \"", layout_.units()[u].name, "\" in region ", region,
+          ", which holds a gradient that has not landed"));
+    }
+    taken = true;
+    gradients_.region[gradients_.EmptyIndex(unit, 0, rank)] = region;
   }
   ++noticed;
   --missing_[static_cast<std::size_t>(rank)];
@@ -98,6 +119,13 @@ std::int32_t StepLedger::MarkLanded(const Landing& landing) {
   landed_[u] = ring_ ? landing.micro + 1 : micro_steps_;
   ranks_ready_[u] = 0;
   if (landing.last) --units_to_land_;
+  for (std::size_t rank = 0; regions_ > 0 && rank < ranks_; ++rank) {
+    const std::size_t at =
+        gradients_.EmptyIndex(landing.unit, 0, static_cast<std::int32_t>(rank));
+    if (gradients_.empty[at] != 0) continue;
+    region_taken_[rank * static_cast<std::size_t>(regions_) +
+                  static_cast<std::size_t>(gradients_.region[at])] = false;
+  }
   return landed_[u];
 }
 

@@ -29,6 +29,8 @@ struct StepGradients {
   // 1: noticed as empty, the slot must not be read. Of a ring slot: as of the
   // micro step that is landing.
   std::vector<std::uint8_t> empty;
+  // Regions: where the slot lies, by the same index.
+  std::vector<std::int32_t> region;
   // Ring: by unit; 1 once the fp32 sum holds a gradient of this step.
   std::vector<std::uint8_t> sum_started;
 
@@ -49,9 +51,11 @@ class StepLedger {
 
   // Records a notice. Returns: true if a unit became ready to land.
   // Requires: all indices in range. A repeat changes nothing.
-  // Errors: kFailedPrecondition for a micro step before its turn.
+  // Errors: kFailedPrecondition for a micro step before its turn;
+  //   kInvalidArgument for a region that there is not or that is taken.
   absl::StatusOr<bool> Notice(std::int32_t rank, std::int32_t micro,
-                              std::int32_t unit, bool empty);
+                              std::int32_t unit, bool empty,
+                              std::int32_t region = 0);
 
   struct Landing {
     std::int32_t unit = 0;
@@ -96,6 +100,8 @@ class StepLedger {
   std::vector<std::int32_t> landed_;   // by unit: micro steps
   std::vector<std::int64_t> missing_;  // by rank: notices to come
   std::int64_t units_to_land_ = 0;
+  const std::int32_t regions_;
+  std::vector<bool> region_taken_;  // by (rank, region): noticed, not landed
   StepGradients gradients_;
   // A queue of units; each is in it at most once, so it never grows.
   std::vector<std::int32_t> ready_;

@@ -3,7 +3,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/crash_point.h"
 #include "common/status_macros.h"
+#include "server/core/memory_plan.h"
 
 namespace stowage::core {
 
@@ -37,6 +39,19 @@ absl::StatusOr<std::shared_ptr<const UpdateOrder>> UpdateOrder::Create(
   }
   return std::shared_ptr<const UpdateOrder>(std::move(order));
 }
+
+namespace {
+
+// Ends a pass that failed with `status`. Returns: it, or kDataLoss if the store
+// is not back at its last commit.
+absl::Status Abandon(storage::StateStore& store, const absl::Status& status) {
+  const absl::Status abandoned = store.Abandon();
+  if (abandoned.ok()) return status;
+  return absl::DataLossError(
+      absl::StrCat(status.message(), "; ", abandoned.message()));
+}
+
+}  // namespace
 
 absl::Status CheckSegments(const ParamSegment& params,
                            const RunGradients& run) {
@@ -74,6 +89,7 @@ absl::StatusOr<storage::CommitRecord> StepUpdate::Run(
   record.applied_steps = from.applied_steps + (args.skip ? 0 : 1);
   record.client_state = args.client_state;
   *touched = true;
+  CrashPoint("apply-begun");
   // Units that this step does not change are ready at once.
   for (const std::int32_t unit : context.order.units()) {
     const bool trainable =
@@ -82,12 +98,16 @@ absl::StatusOr<storage::CommitRecord> StepUpdate::Run(
     if (!trainable) {
       context.params.PublishLanded(unit, record.step * context.micro_steps);
     }
-    if (args.skip || !trainable) Publish(context, unit, record.step);
+    if (args.skip || !trainable) Unchanged(context, unit, record.step);
   }
   if (!args.skip) {
     STOWAGE_RETURN_IF_ERROR(Update(context, args, record.applied_steps, team));
   }
-  STOWAGE_RETURN_IF_ERROR(context.store.Commit(record));
+  CrashPoint("update-done");
+  absl::Status status;
+  if (context.residency != nullptr) status = context.residency->Settle();
+  if (status.ok()) status = context.store.Commit(record);
+  if (!status.ok()) return Abandon(context.store, status);
   return record;
 }
 
@@ -119,30 +139,94 @@ absl::Status StepUpdate::Update(const StepUpdateContext& context,
     absl::Status status = window.status();
     if (status.ok() && window->empty()) return absl::OkStatus();
     if (status.ok()) {
-      team.ParallelFor(window->end - window->begin, [&](std::int64_t index) {
-        const std::int64_t position = window->begin + index;
-        if (absl::Status verified = context.store.VerifyChunk(position);
-            verified.ok()) {
-          UpdateChunk(context, position, args.step + 1);
-        } else {
-          MutexLock lock(mutex_);
-          unverified_.Update(std::move(verified));
-        }
-      });
-      {
-        MutexLock lock(mutex_);
-        status = std::exchange(unverified_, absl::OkStatus());
-      }
+      status = context.residency == nullptr && context.run.spill() == nullptr
+                   ? UpdatePart(context, *window, args.step + 1, team)
+                   : UpdateUnits(context, *window, args.step + 1, team);
       if (status.ok()) status = context.store.Release(*window);
     }
     if (status.ok()) status = CheckSegments(context.params, context.run);
     if (!status.ok()) {
-      const absl::Status abandoned = context.store.Abandon();
-      return abandoned.ok() ? status
-                            : absl::DataLossError(absl::StrCat(
-                                  status.message(), "; ", abandoned.message()));
+      return Abandon(context.store, status);
     }
   }
+}
+
+// All chunks of a part of a window at once.
+absl::Status StepUpdate::UpdatePart(const StepUpdateContext& context,
+                                    const storage::UpdateWindow& part,
+                                    std::int64_t step, ComputeTeam& team) {
+  team.ParallelFor(part.end - part.begin, [&](std::int64_t index) {
+    const std::int64_t position = part.begin + index;
+    if (absl::Status verified = context.store.VerifyChunk(position);
+        verified.ok()) {
+      UpdateChunk(context, position, step);
+    } else {
+      MutexLock lock(mutex_);
+      unverified_.Update(std::move(verified));
+    }
+  });
+  MutexLock lock(mutex_);
+  return std::exchange(unverified_, absl::OkStatus());
+}
+
+// The window unit by unit; one that goes on in the next window stays open.
+absl::Status StepUpdate::UpdateUnits(const StepUpdateContext& context,
+                                     const storage::UpdateWindow& window,
+                                     std::int64_t step, ComputeTeam& team) {
+  const auto unit_at = [&](std::int64_t position) {
+    return context.layout
+        .chunks()[static_cast<std::size_t>(
+            context.order.chunks()[static_cast<std::size_t>(position)])]
+        .unit_index;
+  };
+  for (storage::UpdateWindow part{window.begin, window.begin};
+       part.begin < window.end; part.begin = part.end) {
+    const std::int32_t unit = unit_at(part.begin);
+    while (part.end < window.end && unit_at(part.end) == unit) ++part.end;
+    const std::int32_t next =
+        part.end < window.end ? unit_at(part.end) : std::int32_t{-1};
+    STOWAGE_RETURN_IF_ERROR(BringIn(context, unit, next));
+    STOWAGE_RETURN_IF_ERROR(UpdatePart(context, part, step, team));
+    if (chunks_left_[static_cast<std::size_t>(unit)].load() > 0) continue;
+    if (SumSpill* spill = context.run.spill(); spill != nullptr) {
+      STOWAGE_RETURN_IF_ERROR(spill->Drop(unit));
+    }
+    if (context.residency == nullptr) continue;
+    std::vector<LeaseGrant> grants;
+    context.residency->EndWrite(unit, step, &grants);
+    context.deliver(grants);
+  }
+  return absl::OkStatus();
+}
+
+// What an update of `unit` needs in memory; `next` (or -1) is begun.
+absl::Status StepUpdate::BringIn(const StepUpdateContext& context,
+                                 std::int32_t unit, std::int32_t next) {
+  const auto started = [&](std::int32_t u) {
+    return context.gradients.sum_started[static_cast<std::size_t>(u)] != 0;
+  };
+  if (SumSpill* spill = context.run.spill(); spill != nullptr) {
+    STOWAGE_RETURN_IF_ERROR(spill->Acquire(unit, started(unit)));
+    if (next >= 0 && started(next)) {
+      STOWAGE_RETURN_IF_ERROR(spill->ReadAhead(next));
+    }
+  }
+  if (context.residency == nullptr) return absl::OkStatus();
+  // Frozen values are no part of the update: they have to be there.
+  return context.residency->BeginWrite(
+      unit,
+      /*load=*/
+      HasFrozen(context.layout.units()[static_cast<std::size_t>(unit)]),
+      /*give_up=*/false);
+}
+
+void StepUpdate::Unchanged(const StepUpdateContext& context, std::int32_t unit,
+                           std::int64_t step) {
+  Publish(context, unit, step);
+  if (context.residency == nullptr) return;
+  std::vector<LeaseGrant> grants;
+  context.residency->Advance(unit, step, &grants);
+  context.deliver(grants);
 }
 
 void StepUpdate::UpdateChunk(const StepUpdateContext& context,
@@ -163,6 +247,7 @@ void StepUpdate::UpdateChunk(const StepUpdateContext& context,
   context.store.ChunkUpdated(position);
   if (chunks_left_[static_cast<std::size_t>(chunk.unit_index)].fetch_sub(
           1, std::memory_order_acq_rel) == 1) {
+    CrashPoint("unit-updated");
     Publish(context, chunk.unit_index, step);
   }
 }

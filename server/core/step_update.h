@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "common/mutex.h"
 #include "optim/kernels.h"
 #include "server/core/compute_team.h"
+#include "server/core/param_residency.h"
 #include "server/core/param_segment.h"
 #include "server/core/run_gradients.h"
 #include "server/core/step_ledger.h"
@@ -50,6 +52,10 @@ struct StepUpdateContext {
   const StepGradients& gradients;  // of the step that is applied
   const UpdateOrder& order;
   std::int32_t micro_steps = 1;
+  // Parameters on NVMe: units are updated one after another, each given its
+  // pages first and to those who wait for it afterwards. Null: in memory.
+  ParamResidency* residency = nullptr;
+  std::function<void(const std::vector<LeaseGrant>&)> deliver;
 };
 
 // Reused from step to step, so that a step allocates nothing per unit.
@@ -73,6 +79,16 @@ class StepUpdate {
  private:
   absl::Status Update(const StepUpdateContext& context, const ApplyArgs& args,
                       std::int64_t t, ComputeTeam& team);
+  absl::Status UpdatePart(const StepUpdateContext& context,
+                          const storage::UpdateWindow& part, std::int64_t step,
+                          ComputeTeam& team);
+  absl::Status UpdateUnits(const StepUpdateContext& context,
+                           const storage::UpdateWindow& window,
+                           std::int64_t step, ComputeTeam& team);
+  static absl::Status BringIn(const StepUpdateContext& context,
+                              std::int32_t unit, std::int32_t next);
+  static void Unchanged(const StepUpdateContext& context, std::int32_t unit,
+                        std::int64_t step);
   void UpdateChunk(const StepUpdateContext& context, std::int64_t position,
                    std::int64_t step);
   static void Publish(const StepUpdateContext& context, std::int32_t unit,

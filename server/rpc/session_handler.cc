@@ -102,7 +102,8 @@ absl::Status SessionHandler::Handle(const v1::ClientMessage& message) {
     case v1::ClientMessage::kNotice: {
       STOWAGE_ASSIGN_OR_RETURN(const proto::NoticeArgs args,
                                proto::DecodeNotice(message.notice()));
-      return session_->Notice(args.step, args.micro, args.unit, args.empty);
+      return session_->Notice(args.step, args.micro, args.unit, args.empty,
+                              args.region);
     }
     case v1::ClientMessage::kPrepare:
       return HandlePrepare(message.prepare());
@@ -119,12 +120,22 @@ absl::Status SessionHandler::Handle(const v1::ClientMessage& message) {
       return session_->FinishInitialization();
     case v1::ClientMessage::kSetForwardOrder: {
       STOWAGE_ASSIGN_OR_RETURN(
-          const std::vector<std::int32_t> units,
+          const proto::ForwardOrderArgs order,
           proto::DecodeForwardOrder(message.set_forward_order()));
-      return session_->SetForwardOrder(units);
+      return session_->SetForwardOrder(order.units, order.uses);
     }
     case v1::ClientMessage::kReadState:
       return HandleReadState(message.read_state());
+    case v1::ClientMessage::kLease: {
+      STOWAGE_ASSIGN_OR_RETURN(const proto::LeaseArgs args,
+                               proto::DecodeLease(message.lease()));
+      return session_->Lease(args.unit, args.step);
+    }
+    case v1::ClientMessage::kUnlease: {
+      STOWAGE_ASSIGN_OR_RETURN(const std::int32_t unit,
+                               proto::DecodeUnlease(message.unlease()));
+      return session_->Unlease(unit);
+    }
     case v1::ClientMessage::kOpen:
       return absl::InvalidArgumentError("a second Open on one stream");
     case v1::ClientMessage::kClose:  // handled by the caller
@@ -168,6 +179,13 @@ absl::Status SessionHandler::HandleReadState(const v1::ReadState& message) {
 void SessionHandler::OnInitialized() {
   v1::ServerMessage answer;
   answer.mutable_initialized();
+  outbox_.Push(std::move(answer));
+}
+
+void SessionHandler::OnLeased(std::int32_t unit, std::int64_t step) {
+  v1::ServerMessage answer;
+  answer.mutable_leased()->set_unit(unit);
+  answer.mutable_leased()->set_step(step);
   outbox_.Push(std::move(answer));
 }
 

@@ -34,6 +34,7 @@ class SessionHandler final : public core::SessionObserver {
 
   void OnInitialized() override;
   void OnVerdict(const Verdict& verdict) override;
+  void OnLeased(std::int32_t unit, std::int64_t step) override;
   void OnFailed(const absl::Status& status) override;
 
  private:

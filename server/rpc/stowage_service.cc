@@ -88,4 +88,18 @@ grpc::Status StowageService::DropJob(grpc::ServerContext* /*context*/,
   return proto::ToGrpcStatus(registry_.Drop(*name));
 }
 
+grpc::Status StowageService::RewindJob(grpc::ServerContext* /*context*/,
+                                       const v1::RewindJobRequest* request,
+                                       v1::RewindJobResponse* response) {
+  if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
+  absl::StatusOr<proto::RewindArgs> args = proto::DecodeRewindJob(*request);
+  if (!args.ok()) return proto::ToGrpcStatus(args.status());
+  const auto begin = std::chrono::steady_clock::now();
+  const absl::Status status = registry_.Rewind(args->name, args->step);
+  response->set_seconds(
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin)
+          .count());
+  return proto::ToGrpcStatus(status);
+}
+
 }  // namespace stowage::rpc

@@ -1,4 +1,4 @@
-// The service's four calls, thin: limits, decode, core, encode.
+// The service's calls, thin: limits, decode, core, encode.
 
 #pragma once
 
@@ -44,6 +44,9 @@ class StowageService final : public v1::Stowage::Service {
   grpc::Status DropJob(grpc::ServerContext* context,
                        const v1::DropJobRequest* request,
                        v1::DropJobResponse* response) override;
+  grpc::Status RewindJob(grpc::ServerContext* context,
+                         const v1::RewindJobRequest* request,
+                         v1::RewindJobResponse* response) override;
 
  private:
   absl::Status EnterSession();

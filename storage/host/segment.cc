@@ -68,10 +68,10 @@ absl::Status FileSystemIsFull(const SegmentFolder& folder,
 }
 
 absl::Status Allocate(const SegmentFolder& folder, const std::string& file,
-                      int fd, std::int64_t bytes) {
+                      int fd, std::int64_t offset_bytes, std::int64_t bytes) {
   int error = 0;
   do {
-    error = ::posix_fallocate(fd, 0, bytes);
+    error = ::posix_fallocate(fd, offset_bytes, bytes);
   } while (error == EINTR);
   if (error == 0) return absl::OkStatus();
   if (error == ENOSPC || error == EFBIG || error == ENOMEM) {
@@ -88,7 +88,7 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Create(
     const SegmentFolder& folder, const Options& options, MemoryBudget* budget,
     MemoryReservation reservation) {
   STOWAGE_CHECK(options.bytes > 0);
-  STOWAGE_CHECK(reservation.bytes() == options.bytes);
+  STOWAGE_CHECK(options.sparse || reservation.bytes() == options.bytes);
   std::unique_ptr<Segment> segment(new Segment());
   segment->folder_ = &folder;
   segment->budget_ = budget;
@@ -98,12 +98,13 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Create(
       absl::StrCat("segment ", folder.path(), "/", segment->file_name_);
   // Early, before time is spent on pages that would go again.
   if (const std::int64_t free_bytes = folder.FreeBytes();
-      free_bytes >= 0 && free_bytes < options.bytes) {
-    return FileSystemIsFull(folder, segment->file_name_, options.bytes);
+      free_bytes >= 0 && free_bytes < segment->reservation_.bytes()) {
+    return FileSystemIsFull(folder, segment->file_name_,
+                            segment->reservation_.bytes());
   }
-  const UniqueFd fd(::openat(folder.fd(), segment->file_name_.c_str(),
-                             O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-                             0600));
+  UniqueFd fd(::openat(folder.fd(), segment->file_name_.c_str(),
+                       O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+                       0600));
   if (!fd.valid()) return ErrnoStatus(absl::StrCat(what, ": create"));
   segment->linked_ = true;
   if (::ftruncate(fd.get(), options.bytes) != 0) {
@@ -125,14 +126,31 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Create(
   segment->bytes_ = options.bytes;
   STOWAGE_ASSIGN_OR_RETURN(segment->guard_,
                            SigbusGuard::Create(data, options.bytes));
+  if (options.sparse) {
+    segment->fd_ = std::move(fd);
+    return segment;
+  }
   if (options.huge_pages) FillWithHugePages(segment->data_, options.bytes);
   // What decides: every byte that is still missing, or a refusal.
   STOWAGE_RETURN_IF_ERROR(
-      Allocate(folder, segment->file_name_, fd.get(), options.bytes));
+      Allocate(folder, segment->file_name_, fd.get(), 0, options.bytes));
   if (options.lock_memory) {
     segment->locked_bytes_ = LockOrWarn(data, options.bytes, budget);
   }
   return segment;
+}
+
+absl::Status Segment::Populate(std::int64_t offset_bytes, std::int64_t bytes) {
+  STOWAGE_CHECK(fd_.valid());
+  return Allocate(*folder_, file_name_, fd_.get(), offset_bytes, bytes);
+}
+
+void Segment::Punch(std::int64_t offset_bytes, std::int64_t bytes) {
+  STOWAGE_CHECK(fd_.valid());
+  // It fails on a file that cannot be written only, which this is not.
+  STOWAGE_CHECK(::fallocate(fd_.get(),
+                            FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                            offset_bytes, bytes) == 0);
 }
 
 Segment::~Segment() {

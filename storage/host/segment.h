@@ -13,7 +13,9 @@
 #include <string>
 #include <string_view>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/unique_fd.h"
 #include "storage/host/memory_budget.h"
 #include "storage/host/segment_folder.h"
 #include "storage/host/sigbus_guard.h"
@@ -30,9 +32,14 @@ class Segment {
     std::int64_t bytes = 0;   // a multiple of the page
     bool lock_memory = true;  // mlock where the limit allows
     bool huge_pages = true;   // MADV_COLLAPSE where the kernel does
+    // A file of holes: Populate() gives ranges their pages, Punch() takes them.
+    // Neither locked nor in huge pages; the reservation is for what the owner
+    // will have populated at once.
+    bool sparse = false;
   };
 
-  // `reservation` must hold exactly options.bytes. The bytes are zero.
+  // `reservation` must hold exactly options.bytes, unless sparse. The bytes are
+  // zero.
   // Errors: kResourceExhausted if the file system has not the space (with what
   //   it has and what to raise); errno's otherwise, naming the file.
   static absl::StatusOr<std::unique_ptr<Segment>> Create(
@@ -42,6 +49,13 @@ class Segment {
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;
   ~Segment();
+
+  // Sparse: makes sure of the pages of a range; what was there stays, the rest
+  // is zero. Offset and length are multiples of the page.
+  // Errors: as Create().
+  absl::Status Populate(std::int64_t offset_bytes, std::int64_t bytes);
+  // Sparse: gives the pages of a range back; it reads as zero afterwards.
+  void Punch(std::int64_t offset_bytes, std::int64_t bytes);
 
   std::byte* data() const { return data_; }
   std::int64_t bytes() const { return bytes_; }
@@ -59,6 +73,7 @@ class Segment {
   SigbusGuard guard_;
   std::string file_name_;
   bool linked_ = false;
+  UniqueFd fd_;  // sparse only
   std::byte* data_ = nullptr;
   std::int64_t bytes_ = 0;
   std::int64_t locked_bytes_ = 0;

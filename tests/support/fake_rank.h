@@ -140,6 +140,9 @@ class FakeRank final : public core::SessionObserver {
     return params_->data() + UnitParamOffsetBytes(layout(), unit);
   }
   std::byte* slot(std::int32_t micro, std::int32_t unit) const {
+    if (info().gradient_regions > 0) {
+      return gradients_->data() + GradientRegionOffsetBytes(layout(), region_);
+    }
     return gradients_->data() +
            UnitGradientOffsetBytes(layout(), micro % info().slots_per_rank,
                                    unit);
@@ -200,12 +203,32 @@ class FakeRank final : public core::SessionObserver {
           return absl::DeadlineExceededError("landed word");
         }
       }
+      if (info().gradient_regions > 0 &&
+          !NextRegion(step, micro, micro_steps, u)) {
+        return absl::DeadlineExceededError("gradient region");
+      }
       WriteGradient(micro, u, value);
-      if (absl::Status s = session_->Notice(step, micro, u, false); !s.ok()) {
+      if (absl::Status s = session_->Notice(step, micro, u, false, region_);
+          !s.ok()) {
         return s;
       }
     }
     return absl::OkStatus();
+  }
+
+  // Leases a unit and waits until it may be read.
+  absl::Status Lease(std::int32_t unit, std::int64_t step) {
+    {
+      MutexLock lock(mutex_);
+      leased_ = {-1, -1};
+    }
+    if (absl::Status s = session_->Lease(unit, step); !s.ok()) return s;
+    const auto end = std::chrono::steady_clock::now() + kDeadline;
+    MutexLock lock(mutex_);
+    while (failure_.ok() && leased_ != std::pair{unit, step}) {
+      if (!WaitChange(end)) return absl::DeadlineExceededError("lease");
+    }
+    return failure_;
   }
 
   // Waits as the client does: announce, look, sleep in slices.
@@ -300,6 +323,11 @@ class FakeRank final : public core::SessionObserver {
     ++verdicts_;
     changed_.NotifyAll();
   }
+  void OnLeased(std::int32_t unit, std::int64_t step) override {
+    MutexLock lock(mutex_);
+    leased_ = {unit, step};
+    changed_.NotifyAll();
+  }
   void OnFailed(const absl::Status& status) override {
     MutexLock lock(mutex_);
     failure_ = status;
@@ -309,6 +337,22 @@ class FakeRank final : public core::SessionObserver {
  private:
   const Layout::Unit& Unit(std::int32_t unit) const {
     return layout().units()[static_cast<std::size_t>(unit)];
+  }
+
+  // Gradient regions in turn; waits until what was there has landed, and zeroes
+  // it, padding included.
+  bool NextRegion(std::int64_t step, std::int32_t micro,
+                  std::int32_t micro_steps, std::int32_t unit) {
+    region_ = (region_ + 1) % info().gradient_regions;
+    in_region_.resize(static_cast<std::size_t>(info().gradient_regions));
+    auto& [before, target] = in_region_[static_cast<std::size_t>(region_)];
+    if (target > 0 && !WaitWord(words(before).landed, target)) return false;
+    before = unit;
+    target = step * micro_steps + micro + 1;
+    std::memset(slot(micro, unit), 0,
+                static_cast<std::size_t>(Unit(unit).trainable_elems *
+                                         DtypeBytes(layout().param_dtype())));
+    return true;
   }
 
   // Returns: false when the deadline is over.
@@ -333,6 +377,9 @@ class FakeRank final : public core::SessionObserver {
   std::int32_t local_ranks_ = 1;
   std::unique_ptr<MappedFile> params_;
   std::unique_ptr<MappedFile> gradients_;
+  std::int32_t region_ = 0;
+  // By region: the unit it holds, and that unit's landed word when it is free.
+  std::vector<std::pair<std::int32_t, std::int64_t>> in_region_;
 
   Mutex mutex_;
   CondVar changed_;
@@ -341,6 +388,7 @@ class FakeRank final : public core::SessionObserver {
   std::int64_t verdict_step_ GUARDED_BY(mutex_) = -1;
   Verdict verdict_ GUARDED_BY(mutex_);
   absl::Status failure_ GUARDED_BY(mutex_);
+  std::pair<std::int32_t, std::int64_t> leased_ GUARDED_BY(mutex_);
 };
 
 // A run of all its ranks, driven from one thread.
@@ -386,15 +434,14 @@ class FakeRun {
   // rank b % ranks, micro step b / ranks.
   absl::StatusOr<Verdict> Prepare(std::int64_t step,
                                   const BatchGradient& gradient) {
-    for (std::int32_t micro = 0; micro < run_.micro_steps; ++micro) {
-      for (auto& rank : ranks_) {
-        const std::int32_t batch = micro * ranks() + rank->local_rank();
-        absl::Status s =
-            rank->Backward(step, micro, run_.micro_steps,
-                           [&](std::int32_t unit, std::int64_t element) {
-                             return gradient(step, batch, unit, element);
-                           });
-        if (!s.ok()) return s;
+    if (rank(0).info().gradient_regions > 0) {
+      if (absl::Status s = BackwardAtOnce(step, gradient); !s.ok()) return s;
+    } else {
+      for (std::int32_t micro = 0; micro < run_.micro_steps; ++micro) {
+        for (auto& rank : ranks_) {
+          absl::Status s = BackwardOf(*rank, step, micro, gradient);
+          if (!s.ok()) return s;
+        }
       }
     }
     for (auto& rank : ranks_) {
@@ -430,6 +477,36 @@ class FakeRun {
   }
 
  private:
+  absl::Status BackwardOf(FakeRank& rank, std::int64_t step, std::int32_t micro,
+                          const BatchGradient& gradient) {
+    const std::int32_t batch = micro * ranks() + rank.local_rank();
+    return rank.Backward(step, micro, run_.micro_steps,
+                         [&](std::int32_t unit, std::int64_t element) {
+                           return gradient(step, batch, unit, element);
+                         });
+  }
+
+  // Where ranks wait for each other's gradients to land.
+  absl::Status BackwardAtOnce(std::int64_t step,
+                              const BatchGradient& gradient) {
+    std::vector<absl::Status> results(ranks_.size());
+    std::vector<std::thread> threads;
+    for (std::size_t r = 0; r < ranks_.size(); ++r) {
+      threads.emplace_back([&, r] {
+        for (std::int32_t micro = 0; micro < run_.micro_steps; ++micro) {
+          if (results[r].ok()) {
+            results[r] = BackwardOf(*ranks_[r], step, micro, gradient);
+          }
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const absl::Status& result : results) {
+      if (!result.ok()) return result;
+    }
+    return absl::OkStatus();
+  }
+
   RunSpec run_;
   std::vector<std::unique_ptr<FakeRank>> ranks_;
 };

@@ -120,8 +120,10 @@ TEST(SessionCodec, PutStateComesBackAsItWasAndRefusesTheRest) {
 TEST(SessionCodec, ForwardOrderNamesEachUnitAtMostOnce) {
   using M = v1::SetForwardOrder;
   M good;
-  EncodeForwardOrder(std::vector<std::int32_t>{2, 0, 1}, &good);
-  EXPECT_THAT(*DecodeForwardOrder(good), ElementsAre(2, 0, 1));
+  EncodeForwardOrder(std::vector<std::int32_t>{2, 0, 1},
+                     std::vector<std::int32_t>{2, 0, 0, 2}, &good);
+  EXPECT_THAT(DecodeForwardOrder(good)->units, ElementsAre(2, 0, 1));
+  EXPECT_THAT(DecodeForwardOrder(good)->uses, ElementsAre(2, 0, 0, 2));
   ExpectAllRefused<M>(
       good, [](const M& m) { return DecodeForwardOrder(m).status(); },
       {
@@ -134,7 +136,40 @@ TEST(SessionCodec, ForwardOrderNamesEachUnitAtMostOnce) {
              for (int i = 3; i < 65538; ++i) m->add_units(i);
            },
            "units: 65538"},
+          {"use of no unit", [](M* m) { m->set_uses(1, -1); }, "unit: -1"},
+          {"use out of range", [](M* m) { m->set_uses(1, 65536); },
+           "unit: 65536"},
+          {"too many uses",
+           [](M* m) {
+             m->mutable_uses()->Resize(static_cast<int>(kTraceUsesMax) + 1, 0);
+           },
+           "uses: 1048577"},
       });
+}
+
+TEST(SessionCodec, LeasesNameAUnitAndAStep) {
+  v1::Lease lease;
+  EncodeLease({5, 7}, &lease);
+  EXPECT_EQ(DecodeLease(lease)->unit, 5);
+  EXPECT_EQ(DecodeLease(lease)->step, 7);
+  lease.set_unit(-1);
+  EXPECT_FALSE(DecodeLease(lease).ok());
+  lease.set_unit(65536);
+  EXPECT_FALSE(DecodeLease(lease).ok());
+  lease.set_unit(0);
+  lease.set_step(-1);
+  EXPECT_FALSE(DecodeLease(lease).ok());
+  v1::Unlease unlease;
+  unlease.set_unit(3);
+  EXPECT_EQ(*DecodeUnlease(unlease), 3);
+  unlease.set_unit(-3);
+  EXPECT_FALSE(DecodeUnlease(unlease).ok());
+  v1::Leased leased;
+  leased.set_unit(2);
+  leased.set_step(4);
+  EXPECT_EQ(DecodeLeased(leased)->step, 4);
+  leased.set_step(-4);
+  EXPECT_FALSE(DecodeLeased(leased).ok());
 }
 
 TEST(SessionCodec, NoticeComesBackAsItWasAndRefusesTheRest) {

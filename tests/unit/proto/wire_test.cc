@@ -128,5 +128,35 @@ TEST(AdminCodec, JobsAndDropNeedProperNames) {
   EXPECT_EQ(*DecodeDropJob(drop), "x");
 }
 
+TEST(AdminCodec, RewindNamesAJobAndAStep) {
+  v1::RewindJobRequest rewind;
+  rewind.set_step(3);
+  EXPECT_FALSE(DecodeRewindJob(rewind).ok());
+  rewind.set_name("x");
+  EXPECT_EQ(DecodeRewindJob(rewind)->name, "x");
+  EXPECT_EQ(DecodeRewindJob(rewind)->step, 3);
+  rewind.set_step(-1);
+  EXPECT_THAT(std::string(DecodeRewindJob(rewind).status().message()),
+              HasSubstr("step -1"));
+}
+
+TEST(AdminCodec, AJobOnNvmeComesBackAsItWas) {
+  JobInfo job;
+  job.name = "a";
+  job.nvme_paths = {"/d/one", "/d/two"};
+  job.durability = "power";
+  job.kept_steps = {3, 4, 5};
+  job.disk_bytes = 6;
+  job.cache_bytes = 7;
+  job.disk_bytes_read = 8;
+  job.disk_bytes_written = 9;
+  job.params_leased = true;
+  job.param_limit_bytes = 10;
+  job.io = "io_uring";
+  v1::ListJobsResponse jobs;
+  EncodeJobs({job}, &jobs);
+  EXPECT_EQ(DecodeJobs(jobs)->front(), job);
+}
+
 }  // namespace
 }  // namespace stowage::proto

@@ -50,7 +50,7 @@ TEST(CheckJobSpec, RefusesBadSpecs) {
                 [](JobSpec& j) { j.durability = static_cast<Durability>(9); },
                 bad},
            Case{"power", [](JobSpec& j) { j.durability = Durability::kPower; },
-                absl::StatusCode::kUnimplemented},
+                absl::StatusCode::kInvalidArgument},
        }) {
     JobSpec job;
     job.name = "gpt";

@@ -222,14 +222,15 @@ TEST_F(JobProtocolTest, ForwardOrderRefusesBadUnits) {
   auto registry = MakeRegistry();
   auto run = StartRun(*registry, SmallJob(), MakeRun(1, 1));
   JobSession& session = run->rank(0).session();
-  EXPECT_STATUS(session.SetForwardOrder(std::vector<std::int32_t>{0, 4}),
+  EXPECT_STATUS(session.SetForwardOrder(std::vector<std::int32_t>{0, 4}, {}),
                 kInvalidArgument);
-  EXPECT_STATUS(session.SetForwardOrder(std::vector<std::int32_t>{-1}),
+  EXPECT_STATUS(session.SetForwardOrder(std::vector<std::int32_t>{-1}, {}),
                 kInvalidArgument);
-  EXPECT_STATUS(session.SetForwardOrder(std::vector<std::int32_t>{2, 2}),
+  EXPECT_STATUS(session.SetForwardOrder(std::vector<std::int32_t>{2, 2}, {}),
                 kInvalidArgument);
   // Part of the units is enough; the order changes no bits.
-  EXPECT_STATUS(session.SetForwardOrder(std::vector<std::int32_t>{3, 0}), kOk);
+  EXPECT_STATUS(session.SetForwardOrder(std::vector<std::int32_t>{3, 0}, {}),
+                kOk);
   Train(*run, 0, 2);
 }
 

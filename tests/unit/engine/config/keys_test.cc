@@ -345,6 +345,11 @@ std::vector<Row> Rows() {
        PROBE(stowage.nvme_budget_bytes), kOptimizerNvme},
       {"stowage.kept_steps", "3", "3", PROBE(stowage.kept_steps),
        kOptimizerNvme},
+      {"stowage.nvme_paths", "[\"/d\"]", "/d",
+       [](const Config& c) {
+         return c.stowage.nvme_paths.empty() ? "" : c.stowage.nvme_paths[0];
+       },
+       kOptimizerNvme},
       {"stowage.exchange",
        "\"segments\"",
        "segments",

@@ -514,10 +514,10 @@ TEST(CheckSupported, NamesWhatIsNotThereYet) {
   EXPECT_EQ(refusal([](Config&) {}), "");
   EXPECT_THAT(refusal([](Config& c) { c.zero_optimization.stage = 0; }),
               HasSubstr("zero_optimization.stage = 0"));
-  EXPECT_THAT(refusal([](Config& c) {
-                c.zero_optimization.offload_param.device = OffloadDevice::kNvme;
-              }),
-              HasSubstr("offload_param.device = \"nvme\""));
+  EXPECT_EQ(refusal([](Config& c) {
+              c.zero_optimization.offload_param.device = OffloadDevice::kNvme;
+            }),
+            "");
   EXPECT_THAT(refusal([](Config& c) {
                 c.zero_optimization.offload_optimizer.device =
                     OffloadDevice::kNone;
@@ -536,6 +536,111 @@ TEST(CheckSupported, NamesWhatIsNotThereYet) {
   EXPECT_THAT(
       refusal([](Config& c) { c.stowage.durability = Durability::kPower; }),
       HasSubstr("stowage.durability = \"power\""));
+  EXPECT_THAT(
+      refusal([](Config& c) { c.stowage.durability = Durability::kProcess; }),
+      HasSubstr("stowage.durability = \"process\""));
+  EXPECT_EQ(refusal([](Config& c) {
+              c.stowage.durability = Durability::kPower;
+              c.zero_optimization.offload_optimizer.device =
+                  OffloadDevice::kNvme;
+            }),
+            "");
+}
+
+// Every key of the NVMe tier changes the field of the spec that the server is
+// sent, and nothing else does.
+TEST(StorageOf, EachKeyReachesTheServer) {
+  const auto spec = [](void (*change)(Config&)) {
+    Config config;
+    config.zero_optimization.stage = 3;
+    OffloadOptimizer& optimizer = config.zero_optimization.offload_optimizer;
+    optimizer.device = OffloadDevice::kNvme;
+    optimizer.nvme_path = "/disk/a";
+    OffloadParam& param = config.zero_optimization.offload_param;
+    param.device = OffloadDevice::kNvme;
+    param.nvme_path = "/disk/a/";
+    change(config);
+    return ToStorageSpec(config, 2);
+  };
+  const StorageSpec base = spec([](Config&) {});
+  EXPECT_EQ(base.optimizer, Placement::kNvme);
+  EXPECT_EQ(base.params, Placement::kNvme);
+  EXPECT_EQ(base.nvme_paths, std::vector<std::string>{"/disk/a"});
+  EXPECT_EQ(base.max_in_cpu_elems, 2'000'000'000);
+  struct Case {
+    void (*change)(Config&);
+    void (*expect)(StorageSpec&);
+  };
+  for (const Case& c : std::vector<Case>{
+           {[](Config& c) { c.aio.block_size = 8192; },
+            [](StorageSpec& s) { s.aio.block_size_bytes = 8192; }},
+           {[](Config& c) { c.aio.queue_depth = 3; },
+            [](StorageSpec& s) { s.aio.queue_depth = 3; }},
+           {[](Config& c) { c.aio.intra_op_parallelism = 5; },
+            [](StorageSpec& s) { s.aio.intra_op_parallelism = 5; }},
+           {[](Config& c) { c.aio.single_submit = true; },
+            [](StorageSpec& s) { s.aio.single_submit = true; }},
+           {[](Config& c) { c.aio.overlap_events = false; },
+            [](StorageSpec& s) { s.aio.overlap_events = false; }},
+           {[](Config& c) {
+              c.zero_optimization.offload_optimizer.buffer_count = 7;
+            },
+            [](StorageSpec& s) { s.optimizer_buffers = 7; }},
+           {[](Config& c) {
+              c.zero_optimization.offload_optimizer.pipeline_read = true;
+            },
+            [](StorageSpec& s) { s.pipeline_read = true; }},
+           {[](Config& c) {
+              c.zero_optimization.offload_optimizer.pipeline_write = true;
+            },
+            [](StorageSpec& s) { s.pipeline_write = true; }},
+           {[](Config& c) { c.zero_optimization.sub_group_size = 12345; },
+            [](StorageSpec& s) { s.sub_group_elems = 12345; }},
+           {[](Config& c) {
+              c.zero_optimization.offload_param.buffer_count = 9;
+            },
+            [](StorageSpec& s) { s.param_buffers = 9; }},
+           {[](Config& c) {
+              c.zero_optimization.offload_param.buffer_size = 77;
+            },
+            [](StorageSpec& s) { s.param_buffer_elems = 77; }},
+           {[](Config& c) { c.zero_optimization.offload_param.max_in_cpu = 5; },
+            [](StorageSpec& s) { s.max_in_cpu_elems = 10; }},
+           {[](Config& c) { c.stowage.memory_budget_bytes = 6; },
+            [](StorageSpec& s) { s.memory_budget_bytes = 6; }},
+           {[](Config& c) { c.stowage.nvme_budget_bytes = 6; },
+            [](StorageSpec& s) { s.nvme_budget_bytes = 6; }},
+           {[](Config& c) { c.stowage.kept_steps = 4; },
+            [](StorageSpec& s) { s.kept_steps = 4; }},
+           {[](Config& c) {
+              c.stowage.nvme_paths = {"/b", "/disk/a"};
+            },
+            [](StorageSpec& s) {
+              s.nvme_paths = {"/disk/a", "/b"};
+            }},
+           {[](Config& c) {
+              c.zero_optimization.offload_param.device = OffloadDevice::kCpu;
+            },
+            [](StorageSpec& s) { s.params = Placement::kMemory; }},
+           {[](Config& c) {
+              c.zero_optimization.offload_optimizer.device =
+                  OffloadDevice::kCpu;
+            },
+            [](StorageSpec& s) { s.optimizer = Placement::kMemory; }},
+       }) {
+    StorageSpec want = base;
+    c.expect(want);
+    EXPECT_NE(want, base);
+    EXPECT_EQ(spec(c.change), want);
+  }
+  const StorageSpec memory = spec([](Config& c) {
+    c.zero_optimization.offload_param.device = OffloadDevice::kCpu;
+    c.zero_optimization.offload_optimizer.device = OffloadDevice::kCpu;
+    c.stowage.memory_budget_bytes = 9;
+  });
+  EXPECT_TRUE(memory.nvme_paths.empty());
+  EXPECT_FALSE(memory.on_nvme());
+  EXPECT_EQ(memory.memory_budget_bytes, 9);
 }
 
 }  // namespace

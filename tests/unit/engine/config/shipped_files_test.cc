@@ -1,4 +1,4 @@
-// The two files of configs/ resolve as their users expect.
+// The files of configs/ resolve as their users expect.
 
 #include <cstdlib>
 #include <string>
@@ -99,6 +99,23 @@ TEST(ShippedFiles, Stage2ResolvesFromTheTrainer) {
   EXPECT_EQ(Warned(*resolution),
             (std::vector<std::string>{"zero_optimization.allgather_bucket_size",
                                       "zero_optimization.reduce_bucket_size"}));
+}
+
+TEST(ShippedFiles, Stage3NvmePutsStateAndParametersOnDisk) {
+  const auto resolution = ResolveShipped("stage3_nvme.json", FullTrainer());
+  ASSERT_TRUE(resolution.ok()) << resolution.status().ToString();
+  EXPECT_TRUE(CheckSupported(resolution->config).ok());
+  const StorageSpec storage = ToStorageSpec(resolution->config, 2);
+  EXPECT_EQ(storage.optimizer, Placement::kNvme);
+  EXPECT_EQ(storage.params, Placement::kNvme);
+  EXPECT_EQ(storage.nvme_paths, std::vector<std::string>{"/var/tmp/stowage"});
+  EXPECT_EQ(storage.max_in_cpu_elems, 0);
+  EXPECT_EQ(storage.aio.queue_depth, 16);
+  EXPECT_EQ(storage.kept_steps, 2);
+  EXPECT_TRUE(storage.pipeline_read && storage.pipeline_write);
+  EXPECT_EQ(resolution->config.stowage.durability, Durability::kPower);
+  EXPECT_EQ(Warned(*resolution),
+            std::vector<std::string>{"zero_optimization.reduce_bucket_size"});
 }
 
 TEST(ShippedFiles, RunInEveryPrecision) {

@@ -55,7 +55,8 @@ class MemoryExchange final : public Exchange {
     return Verdict{};
   }
   absl::Status Apply(const ApplyArgs&) override { return absl::OkStatus(); }
-  absl::Status SetForwardOrder(std::span<const std::int32_t>) override {
+  absl::Status SetForwardOrder(std::span<const std::int32_t>,
+                               std::span<const std::int32_t>) override {
     return absl::OkStatus();
   }
   ExchangeWaits TakeWaits() override { return {}; }

@@ -1,0 +1,273 @@
+// Leases, reading ahead and eviction, over a store that a test steps by hand.
+
+#include "server/core/param_residency.h"
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/fake_rank.h"
+
+namespace stowage::core {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+// Moves bytes at once; remembers what was read, in order.
+class MemoryUnits final : public storage::UnitStore {
+ public:
+  explicit MemoryUnits(const Layout& layout) : layout_(layout) {}
+  std::int64_t payload_bytes(std::int32_t unit) const override {
+    return layout_.units()[static_cast<std::size_t>(unit)].elems * 4;
+  }
+  absl::Status StartRead(std::int32_t unit,
+                         std::span<std::byte> into) override {
+    MutexLock lock(mutex_);
+    reads_.push_back(unit);
+    if (broken_) return absl::DataLossError("unit cannot be read");
+    std::copy(bytes_[unit].begin(), bytes_[unit].end(), into.begin());
+    return absl::OkStatus();
+  }
+  absl::Status StartWrite(std::int32_t unit,
+                          std::span<const std::byte> from) override {
+    MutexLock lock(mutex_);
+    bytes_[unit].assign(from.begin(), from.end());
+    return absl::OkStatus();
+  }
+  absl::Status Await(std::int32_t /*unit*/) override {
+    return absl::OkStatus();
+  }
+  bool Done(std::int32_t /*unit*/) override { return true; }
+  std::int64_t bytes_read() const override { return 0; }
+  std::int64_t bytes_written() const override { return 0; }
+
+  std::vector<std::int32_t> TakeReads() {
+    MutexLock lock(mutex_);
+    return std::exchange(reads_, {});
+  }
+  void Break(bool broken) {
+    MutexLock lock(mutex_);
+    broken_ = broken;
+  }
+
+ private:
+  const Layout& layout_;
+  Mutex mutex_;
+  std::map<std::int32_t, std::vector<std::byte>> bytes_ GUARDED_BY(mutex_);
+  std::vector<std::int32_t> reads_ GUARDED_BY(mutex_);
+  bool broken_ GUARDED_BY(mutex_) = false;
+};
+
+constexpr std::int32_t kUnits = 5;
+constexpr std::int64_t kUnitBytes = 2048 * 4;
+
+class ParamResidencyTest : public ::testing::Test {
+ protected:
+  void Make(std::int64_t units_in_memory, std::int32_t ahead) {
+    LayoutSpec spec;
+    spec.groups = {{.name = "g"}};
+    for (std::int32_t u = 0; u < kUnits; ++u) {
+      const std::string name = absl::StrCat("u", u);
+      spec.units.push_back(
+          {.name = name, .params = {{.name = name + ".w", .shape = {2048}}}});
+    }
+    layout_ = *Layout::Create(spec);
+    folder_ = *storage::SegmentFolder::Create(shm_.path(), "cafe");
+    params_ = *ParamSegment::Create(layout_, 1, *folder_, false, &budget_,
+                                    *budget_.Reserve(1 << 20, "test"),
+                                    /*sparse=*/true);
+    store_ = std::make_unique<MemoryUnits>(layout_);
+    residency_ = std::make_unique<ParamResidency>(
+        layout_, *params_, *store_,
+        ParamResidency::Options{
+            .limit_bytes = units_in_memory * kUnitBytes,
+            .ahead_units = ahead,
+            .ahead_bytes = 1 << 20,
+            .granted =
+                [this](const std::vector<LeaseGrant>& grants) {
+                  MutexLock lock(mutex_);
+                  for (const LeaseGrant& g : grants) Note(g);
+                  changed_.NotifyAll();
+                },
+            .failed =
+                [this](const absl::Status& status) {
+                  MutexLock lock(mutex_);
+                  failure_ = status;
+                  changed_.NotifyAll();
+                }});
+    for (std::int32_t u = 0; u < kUnits; ++u) Write(u, 0);
+    EXPECT_TRUE(residency_->Settle().ok());
+  }
+
+  void Write(std::int32_t unit, std::int64_t step) {
+    ASSERT_TRUE(residency_->BeginWrite(unit, false, false).ok());
+    *reinterpret_cast<float*>(params_->param(unit, 7)) =
+        static_cast<float>(unit * 100 + step);
+    std::vector<LeaseGrant> grants;
+    residency_->EndWrite(unit, step, &grants);
+    MutexLock lock(mutex_);
+    for (const LeaseGrant& g : grants) Note(g);
+  }
+  void Note(const LeaseGrant& g) REQUIRES(mutex_) {
+    granted_.insert(absl::StrCat(g.rank, ":", g.unit, "@", g.step));
+  }
+  void Lease(std::int32_t rank, std::int32_t unit, std::int64_t step) {
+    std::vector<LeaseGrant> grants;
+    residency_->Lease(rank, unit, step, &grants);
+    MutexLock lock(mutex_);
+    for (const LeaseGrant& g : grants) Note(g);
+  }
+  bool Granted(std::int32_t rank, std::int32_t unit, std::int64_t step,
+               int wait_ms = 5000) {
+    MutexLock lock(mutex_);
+    const std::string name = absl::StrCat(rank, ":", unit, "@", step);
+    for (int i = 0; i < wait_ms && granted_.count(name) == 0; ++i) {
+      changed_.WaitFor(mutex_, std::chrono::milliseconds(1));
+    }
+    return granted_.count(name) > 0;
+  }
+  float Value(std::int32_t unit) const {
+    return *reinterpret_cast<const float*>(params_->param(unit, 7));
+  }
+  void Use(std::int32_t rank, std::int32_t unit, std::int64_t step) {
+    {
+      MutexLock lock(mutex_);
+      granted_.erase(absl::StrCat(rank, ":", unit, "@", step));
+    }
+    Lease(rank, unit, step);
+    ASSERT_TRUE(Granted(rank, unit, step));
+    EXPECT_EQ(Value(unit), static_cast<float>(unit * 100 + step));
+    residency_->Unlease(rank, unit);
+  }
+
+  testing::ShmFolder shm_;
+  storage::MemoryBudget budget_{1 << 24};
+  Layout layout_;
+  std::unique_ptr<storage::SegmentFolder> folder_;
+  std::unique_ptr<ParamSegment> params_;
+  std::unique_ptr<MemoryUnits> store_;
+  Mutex mutex_;
+  CondVar changed_;
+  std::multiset<std::string> granted_ GUARDED_BY(mutex_);
+  absl::Status failure_ GUARDED_BY(mutex_);
+  std::unique_ptr<ParamResidency> residency_;
+};
+
+TEST_F(ParamResidencyTest, NeverHoldsMoreThanTheLimit) {
+  Make(/*units_in_memory=*/2, /*ahead=*/3);
+  residency_->BeginRun(1, 1, 1, 0);
+  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
+  for (std::int64_t step = 0; step < 4; ++step) {
+    for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) {
+      Use(0, u, step);
+    }
+    for (std::int32_t u = 0; u < kUnits; ++u) Write(u, step + 1);
+    ASSERT_TRUE(residency_->Settle().ok());
+  }
+  EXPECT_EQ(residency_->resident_bytes_max(), 2 * kUnitBytes);
+}
+
+TEST_F(ParamResidencyTest, ALeasedUnitStaysAndAnotherRankWaitsForRoom) {
+  Make(2, 0);
+  residency_->BeginRun(1, 2, 1, 0);
+  Lease(0, 0, 0);
+  Lease(1, 1, 0);
+  ASSERT_TRUE(Granted(0, 0, 0));
+  ASSERT_TRUE(Granted(1, 1, 0));
+  Lease(0, 2, 0);
+  EXPECT_FALSE(Granted(0, 2, 0, 50)) << "a leased unit was evicted";
+  EXPECT_EQ(Value(0), 0);
+  EXPECT_EQ(Value(1), 100);
+  residency_->Unlease(1, 1);
+  EXPECT_TRUE(Granted(0, 2, 0));
+  EXPECT_EQ(Value(2), 200);
+  EXPECT_EQ(Value(0), 0);
+  // A lost rank's leases are nobody's.
+  residency_->DropRank(0);
+  Lease(1, 3, 0);
+  EXPECT_TRUE(Granted(1, 3, 0));
+}
+
+TEST_F(ParamResidencyTest, ALeaseOfANewStepIsGrantedWhenItIsMade) {
+  Make(3, 0);
+  residency_->BeginRun(1, 1, 1, 0);
+  Lease(0, 0, 0);
+  ASSERT_TRUE(Granted(0, 0, 0));
+  Lease(0, 0, 1);
+  EXPECT_FALSE(Granted(0, 0, 1, 20));
+  Write(0, 1);
+  EXPECT_TRUE(Granted(0, 0, 1));
+  EXPECT_EQ(Value(0), 1);
+  Lease(0, 4, 1);
+  std::vector<LeaseGrant> grants;
+  residency_->Advance(4, 1, &grants);  // frozen, say
+  EXPECT_TRUE(grants.size() == 1 || Granted(0, 4, 1));
+}
+
+// With room for two of five units on 0 1 2 3 4 4 3 2 1 0, least-recently-used
+// reads eight a step; what is needed sooner must stay.
+TEST_F(ParamResidencyTest, EvictsWhatIsNeededLast) {
+  Make(3, 0);
+  residency_->BeginRun(1, 1, 2, 0);  // two passes: content stays
+  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
+  for (const std::int32_t u : {0, 1, 2, 3, 4}) Use(0, u, 0);
+  ASSERT_TRUE(residency_->Settle().ok());
+  store_->TakeReads();
+  // 4 is there; 3 and 2 were used last and are needed next: both kept.
+  for (const std::int32_t u : {4, 3, 2}) Use(0, u, 0);
+  EXPECT_THAT(store_->TakeReads(), IsEmpty());
+  for (const std::int32_t u : {1, 0}) Use(0, u, 0);
+  EXPECT_THAT(store_->TakeReads(), ElementsAre(1, 0));
+}
+
+TEST_F(ParamResidencyTest, ReadsAheadAlongTheTrace) {
+  Make(3, 2);
+  residency_->BeginRun(1, 1, 1, 0);
+  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
+  store_->TakeReads();
+  for (const std::int32_t u : {0, 1, 2, 3}) {
+    Use(0, u, 0);
+    // What comes next is on its way before it is asked for.
+    for (int i = 0; i < 5000 && Value(u + 1) == 0; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(Value(u + 1), (u + 1) * 100);
+  }
+}
+
+TEST_F(ParamResidencyTest, AnErrorIsToldAndEndsWithReset) {
+  Make(2, 0);
+  residency_->BeginRun(1, 1, 1, 0);
+  store_->Break(true);
+  Lease(0, 0, 0);
+  {
+    MutexLock lock(mutex_);
+    for (int i = 0; i < 5000 && failure_.ok(); ++i) {
+      changed_.WaitFor(mutex_, std::chrono::milliseconds(1));
+    }
+    EXPECT_EQ(failure_.code(), absl::StatusCode::kDataLoss);
+  }
+  EXPECT_FALSE(residency_->BeginWrite(1, false, false).ok());
+  EXPECT_FALSE(residency_->Hold(1).ok());
+  EXPECT_FALSE(residency_->Settle().ok());
+  store_->Break(false);
+  residency_->Reset(0);
+  residency_->BeginRun(2, 1, 1, 0);
+  Use(0, 3, 0);
+}
+
+TEST_F(ParamResidencyTest, GivesUpWhereNobodyCanMakeRoom) {
+  Make(2, 0);
+  ASSERT_TRUE(residency_->BeginWrite(0, false, true).ok());
+  ASSERT_TRUE(residency_->BeginWrite(1, false, true).ok());
+  EXPECT_EQ(residency_->BeginWrite(2, false, true).code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+}  // namespace
+}  // namespace stowage::core
