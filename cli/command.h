@@ -37,5 +37,6 @@ absl::StatusOr<std::unique_ptr<client::OffloadClient>> Connect(
 void AddFsckCommand(CLI::App& app, Invocation& invocation);
 void AddInfoCommand(CLI::App& app, Invocation& invocation);
 void AddJobCommands(CLI::App& app, Invocation& invocation);
+void AddConfigCommands(CLI::App& app, Invocation& invocation);
 
 }  // namespace stowage::cli

@@ -17,19 +17,26 @@ constexpr char kFooter[] = R"(Examples:
   stowctl job drop my-run               free a job that nobody will resume
   stowctl job rewind my-run --step 41   go back to a step kept on NVMe
   stowctl fsck /nvme/stowage            check what lies there (no server)
+  stowctl config explain ds.json --world-size 2 --hidden-size 512 \
+      --micro-batch 4 --lr 1e-3         what every key comes to (no server)
+  stowctl config schedule ds.json --steps 100
 
 The server is --server, else $STOWAGE_SERVER, else the address that stowd
 listens on by itself.
 
-Exit codes: 0 done; 1 refused, or faults found, with the reason; 2 wrong arguments;
-3 no server answers, or one of another protocol version.)";
+Exit codes: 0 done; 1 refused, or faults found, with the reason; 2 wrong arguments,
+or a configuration file that is wrong; 3 no server answers, or one of another protocol version.)";
 
 }  // namespace
 
 int main(int argc, char** argv) {
   stowage::cli::Invocation invocation;
   invocation.server = stowage::proto::DefaultAddress();
-  CLI::App app{"stowctl shows and manages the jobs of a stowd.", "stowctl"};
+  CLI::App app{
+      "stowctl shows and manages the jobs of a stowd, and explains "
+      "configuration "
+      "files.",
+      "stowctl"};
   app.footer(kFooter);
   app.set_version_flag("--version", "stowctl " STOWAGE_VERSION);
   app.require_subcommand(1);
@@ -43,6 +50,7 @@ int main(int argc, char** argv) {
   stowage::cli::AddInfoCommand(app, invocation);
   stowage::cli::AddJobCommands(app, invocation);
   stowage::cli::AddFsckCommand(app, invocation);
+  stowage::cli::AddConfigCommands(app, invocation);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -54,6 +62,7 @@ int main(int argc, char** argv) {
   absl::FPrintF(stderr, "stowctl: %s\n", status.message());
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kUnimplemented:
       return stowage::cli::kExitUsage;
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kDeadlineExceeded:

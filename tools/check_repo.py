@@ -32,7 +32,7 @@ INCLUDES = {
     "engine": ["common", "optim", "client", "engine/..."],
     "engine/config": ["common", "engine/schedule"],
     "engine/plan": ["common"],
-    "cli": ["common", "client", "proto", "storage", "storage/nvme"],
+    "cli": ["common", "client", "proto", "storage", "storage/nvme", "engine/config", "engine/schedule"],
     "examples": ["common", "optim", "client", "engine/...", "examples/..."],
     "bench": ["..."],
     "tests": ["..."],

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/config/config.h"
@@ -17,11 +18,18 @@ std::string Pad(std::string text, std::size_t width) {
   return text;
 }
 
-// "file config.json:3:5", "auto from --lr", "default".
+// "line 3", "auto: --lr", "default". `file` is the position's part before
+// ":line:column".
 std::string From(const ResolvedKey& key) {
   switch (key.origin) {
-    case Origin::kFile:
-      return key.source;
+    case Origin::kFile: {
+      const std::size_t column = key.source.rfind(':');
+      const std::size_t line = column == std::string::npos || column == 0
+                                   ? std::string::npos
+                                   : key.source.rfind(':', column - 1);
+      if (line == std::string::npos) return Cat("file: ", key.source);
+      return Cat("line ", key.source.substr(line + 1, column - line - 1));
+    }
     case Origin::kAuto:
       return Cat("auto: ", key.source);
     case Origin::kTrainer:
@@ -32,6 +40,47 @@ std::string From(const ResolvedKey& key) {
       return Cat("derived: ", key.source);
   }
   return "";
+}
+
+// "zero_optimization.offload_param" of
+// "zero_optimization.offload_param.device"; empty for a key of the top level.
+std::string_view BlockOf(std::string_view path) {
+  const std::size_t dot = path.rfind('.');
+  return dot == std::string_view::npos ? std::string_view()
+                                       : path.substr(0, dot);
+}
+
+std::string_view NameOf(std::string_view path) {
+  const std::size_t dot = path.rfind('.');
+  return dot == std::string_view::npos ? path : path.substr(dot + 1);
+}
+
+// One table a block, in the order in which blocks first come.
+std::string Tables(const Resolution& resolution) {
+  std::size_t name_width = 0;
+  std::size_t value_width = 5;
+  std::vector<std::string_view> blocks;
+  for (const ResolvedKey& key : resolution.keys) {
+    name_width = std::max(name_width, NameOf(key.path).size());
+    if (key.value.size() <= 24) {
+      value_width = std::max(value_width, key.value.size());
+    }
+    const std::string_view block = BlockOf(key.path);
+    if (std::find(blocks.begin(), blocks.end(), block) == blocks.end()) {
+      blocks.push_back(block);
+    }
+  }
+  std::string out = Cat(Pad("key", name_width + 2), "  ",
+                        Pad("value", value_width), "  from\n");
+  for (const std::string_view block : blocks) {
+    Append(&out, "\n", block.empty() ? "(top level)" : block, "\n");
+    for (const ResolvedKey& key : resolution.keys) {
+      if (BlockOf(key.path) != block) continue;
+      Append(&out, "  ", Pad(std::string(NameOf(key.path)), name_width), "  ",
+             Pad(key.value, value_width), "  ", From(key), "\n");
+    }
+  }
+  return out;
 }
 
 }  // namespace
@@ -58,23 +107,14 @@ std::string Warning::ToString() const {
 }
 
 std::string ExplainText(const Resolution& resolution) {
-  std::size_t path_width = 3;
-  std::size_t value_width = 5;
-  for (const ResolvedKey& key : resolution.keys) {
-    path_width = std::max(path_width, key.path.size());
-    if (key.value.size() <= 40) {
-      value_width = std::max(value_width, key.value.size());
+  std::string out = Tables(resolution);
+  if (!resolution.warnings.empty()) {
+    Append(&out, "\nwarnings\n");
+    for (const Warning& warning : resolution.warnings) {
+      Append(&out, "  ", warning.path, ": ", warning.message,
+             warning.position.empty() ? "" : Cat(" (", warning.position, ")"),
+             "\n");
     }
-  }
-  std::string out =
-      Cat(Pad("key", path_width), "  ", Pad("value", value_width), "  from\n");
-  for (const ResolvedKey& key : resolution.keys) {
-    Append(&out, Pad(key.path, path_width), "  ", Pad(key.value, value_width),
-           "  ", From(key), "\n");
-  }
-  if (!resolution.warnings.empty()) out += "\n";
-  for (const Warning& warning : resolution.warnings) {
-    Append(&out, warning.ToString(), "\n");
   }
   return out;
 }

@@ -138,9 +138,9 @@ TEST(ShippedFiles, ExplainAsTextAndJson) {
   const auto resolution = ResolveShipped("stage3_test.json", FullTrainer());
   ASSERT_TRUE(resolution.ok());
   const std::string text = ExplainText(*resolution);
-  EXPECT_NE(text.find("optimizer.params.lr"), std::string::npos);
+  EXPECT_NE(text.find("\noptimizer.params\n  lr "), std::string::npos) << text;
   EXPECT_NE(text.find("auto: --lr"), std::string::npos);
-  EXPECT_NE(text.find("warning: zero_optimization.reduce_bucket_size"),
+  EXPECT_NE(text.find("\nwarnings\n  zero_optimization.reduce_bucket_size"),
             std::string::npos);
   const auto json = ParseJson(ExplainJson(*resolution), "explain");
   ASSERT_TRUE(json.ok()) << json.status().ToString();
