@@ -41,8 +41,9 @@ StorageSpec ToStorageSpec(const Config& config, std::int32_t local_ranks) {
   if (spec.optimizer == Placement::kNvme) {
     AddPath(optimizer.nvme_path, spec.nvme_paths);
   }
-  if (spec.params == Placement::kNvme)
+  if (spec.params == Placement::kNvme) {
     AddPath(param.nvme_path, spec.nvme_paths);
+  }
   for (const std::string& path : config.stowage.nvme_paths) {
     AddPath(path, spec.nvme_paths);
   }
