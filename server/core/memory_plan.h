@@ -24,8 +24,9 @@
 namespace stowage::core {
 
 // What StorageSpec::memory_budget_bytes takes off for the server itself: its
-// program, gRPC, stacks and one job's bookkeeping (measured: 24 to 29 MiB of
-// PSS with two ranks attached, 2026-11-24).
+// program, gRPC, stacks and one job's bookkeeping. Idle and once asked it has
+// 10 MiB of PSS (2026-11-24); the rest is room for sessions and layouts,
+// chosen, not measured.
 inline constexpr std::int64_t kServerOwnBytes = std::int64_t{32} << 20;
 
 struct MemoryPlan {
