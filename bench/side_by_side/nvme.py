@@ -144,7 +144,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="does it run? No figures to quote")
     options = parser.parse_args()
     if options.quick:
-        options.pairs, options.rounds, options.fio_seconds, options.elems = 1, 1, 1, 8 << 20
+        options.pairs, options.rounds, options.fio_seconds, options.elems = 1, 1, 1, 16 << 20
     folder = pathlib.Path(options.path or ROOT / "build" / "nvme-bench")
     folder.mkdir(parents=True, exist_ok=True)
     options.path = str(folder)
