@@ -17,7 +17,7 @@ namespace stowage::core {
 namespace {
 
 // Masters are read and rounded in pieces of 1 MiB.
-constexpr std::int64_t kLoadElems = 256 * 1024;
+constexpr std::int64_t kLoadElems = std::int64_t{256} * 1024;
 
 // Nothing else of a store's options changes what it does or holds.
 bool SameStore(const MemoryPlan& a, const MemoryPlan& b) {
@@ -317,7 +317,7 @@ absl::Status Job::CommitInitialState() {
   if (!spec_.storage.on_nvme()) return absl::OkStatus();
   busy_ = true;
   mutex_.Unlock();
-  const absl::Status status = WriteInitialState();
+  absl::Status status = WriteInitialState();
   if (status.ok()) RefreshDiskFigures();
   mutex_.Lock();
   EndBusy();
@@ -375,8 +375,7 @@ absl::Status Job::KeepRecord() {
     record.forward_order = forward_order_;
     record.trace = trace_;
   }
-  const absl::Status status =
-      nvme_->SetJobRecord(services_->encode_record(record));
+  absl::Status status = nvme_->SetJobRecord(services_->encode_record(record));
   if (!status.ok()) {
     log::Warning("job_record_not_kept",
                  {{"job", spec_.name}, {"reason", status.message()}});
@@ -412,7 +411,7 @@ absl::Status Job::Rewind(std::int64_t step) {
     }
     busy_ = true;
   }
-  const absl::Status status = RewindBusy(step);
+  absl::Status status = RewindBusy(step);
   RefreshDiskFigures();
   MutexLock lock(mutex_);
   EndBusy();
@@ -443,7 +442,7 @@ absl::Status Job::RewindBusy(std::int64_t step) {
 }
 
 void Job::RemoveFiles(const std::string& why) {
-  const absl::Status status =
+  absl::Status status =
       storage::NvmeStore::Remove(spec_.storage.nvme_paths, spec_.name);
   if (status.ok()) {
     log::Info("nvme_store_removed", {{"job", spec_.name}, {"reason", why}});
