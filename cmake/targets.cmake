@@ -26,6 +26,9 @@ if(STOWAGE_SANITIZE)
     add_link_options(-fsanitize=${s})
   endforeach()
   add_compile_options(-fno-sanitize-recover=all -fno-omit-frame-pointer)
+  if(STOWAGE_FUZZ)
+    add_compile_options(-fsanitize=fuzzer-no-link)
+  endif()
 endif()
 
 # stowage_library(NAME SOURCES a.cc ... [DEPS targets] [PUBLIC_DEPS targets])
@@ -122,4 +125,22 @@ function(stowage_python_test name script)
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}"
     TIMEOUT ${ARG_TIMEOUT}
     ENVIRONMENT "STOWAGE_SOURCE_DIR=${PROJECT_SOURCE_DIR};STOWAGE_BIN_DIR=${PROJECT_BINARY_DIR}/bin")
+endfunction()
+
+# stowage_fuzz(NAME SOURCES ... DEPS ...) makes fuzz/NAME. Everywhere it replays
+# saved inputs (label fuzz: tests/fuzz/corpus/NAME); with STOWAGE_FUZZ, under
+# Clang, it is libFuzzer's and finds new ones (tools/fuzz).
+function(stowage_fuzz name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  if(STOWAGE_FUZZ)
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  else()
+    target_link_libraries(${name} PRIVATE stowage_fuzz_replay)
+    add_test(NAME ${name} COMMAND ${name} ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${name})
+    set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT 60)
+  endif()
+  target_link_libraries(${name} PRIVATE stowage_flags ${ARG_DEPS})
+  set_target_properties(${name} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fuzz)
 endfunction()

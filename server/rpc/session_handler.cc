@@ -15,9 +15,6 @@ namespace {
 constexpr std::chrono::seconds kOpenLimit{10};
 // For the client to end its side after Failed.
 constexpr std::chrono::seconds kGoodbyeLimit{10};
-// A verdict returns every rank's scalars to every rank; 8 MiB of them keeps it
-// far below the largest message and inside the outbox's queue.
-constexpr std::int64_t kVerdictScalarsMax = std::int64_t{1024} * 1024;
 
 }  // namespace
 
@@ -44,6 +41,7 @@ absl::Status SessionHandler::Run() {
     }
     // No callback runs after Detach; now the last write has to end.
     outbox_.Close();
+    calls_.reset();
     session_.reset();
   }
   // What the core said first is the cause; what followed is a consequence.
@@ -67,10 +65,13 @@ absl::Status SessionHandler::ReadOpen(proto::OpenArgs* args) {
 absl::Status SessionHandler::Attach(const proto::OpenArgs& args) {
   client_ = absl::StrCat("pid ", args.pid);
   if (!args.host.empty()) absl::StrAppend(&client_, " on ", args.host);
-  local_ranks_ = args.run.local_ranks;
   STOWAGE_ASSIGN_OR_RETURN(
       session_,
       registry_.Attach(args.job, args.run, args.local_rank, client_, this));
+  calls_.emplace(*session_, args.run.local_ranks,
+                 [this](v1::ServerMessage answer) {
+                   return outbox_.PushAndWait(std::move(answer));
+                 });
   v1::ServerMessage answer;
   v1::Attached* attached = answer.mutable_attached();
   proto::EncodeAttachInfo(session_->info(), attached->mutable_info());
@@ -92,88 +93,9 @@ absl::Status SessionHandler::Serve() {
       outbox_.Push(std::move(answer));
       return absl::OkStatus();
     }
-    STOWAGE_RETURN_IF_ERROR(Handle(message_));
+    STOWAGE_RETURN_IF_ERROR(calls_->Handle(message_));
   }
   return absl::CancelledError("its connection ended without a goodbye");
-}
-
-absl::Status SessionHandler::Handle(const v1::ClientMessage& message) {
-  switch (message.kind_case()) {
-    case v1::ClientMessage::kNotice: {
-      STOWAGE_ASSIGN_OR_RETURN(const proto::NoticeArgs args,
-                               proto::DecodeNotice(message.notice()));
-      return session_->Notice(args.step, args.micro, args.unit, args.empty,
-                              args.region);
-    }
-    case v1::ClientMessage::kPrepare:
-      return HandlePrepare(message.prepare());
-    case v1::ClientMessage::kApply: {
-      STOWAGE_ASSIGN_OR_RETURN(const ApplyArgs args,
-                               proto::DecodeApply(message.apply()));
-      return session_->Apply(args);
-    }
-    case v1::ClientMessage::kPutState:
-      STOWAGE_RETURN_IF_ERROR(
-          proto::DecodePutState(message.put_state(), &put_));
-      return session_->PutState(put_.unit, put_.begin_elems, put_.values);
-    case v1::ClientMessage::kFinishInitialization:
-      return session_->FinishInitialization();
-    case v1::ClientMessage::kSetForwardOrder: {
-      STOWAGE_ASSIGN_OR_RETURN(
-          const proto::ForwardOrderArgs order,
-          proto::DecodeForwardOrder(message.set_forward_order()));
-      return session_->SetForwardOrder(order.units, order.uses);
-    }
-    case v1::ClientMessage::kReadState:
-      return HandleReadState(message.read_state());
-    case v1::ClientMessage::kLease: {
-      STOWAGE_ASSIGN_OR_RETURN(const proto::LeaseArgs args,
-                               proto::DecodeLease(message.lease()));
-      return session_->Lease(args.unit, args.step);
-    }
-    case v1::ClientMessage::kUnlease: {
-      STOWAGE_ASSIGN_OR_RETURN(const std::int32_t unit,
-                               proto::DecodeUnlease(message.unlease()));
-      return session_->Unlease(unit);
-    }
-    case v1::ClientMessage::kOpen:
-      return absl::InvalidArgumentError("a second Open on one stream");
-    case v1::ClientMessage::kClose:  // handled by the caller
-    case v1::ClientMessage::KIND_NOT_SET:
-      break;
-  }
-  return absl::InvalidArgumentError("a message of no known kind");
-}
-
-absl::Status SessionHandler::HandlePrepare(const v1::Prepare& message) {
-  STOWAGE_ASSIGN_OR_RETURN(proto::PrepareArgs args,
-                           proto::DecodePrepare(message));
-  if (static_cast<std::int64_t>(args.scalars.size()) * local_ranks_ >
-      kVerdictScalarsMax) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "prepare: ", args.scalars.size(), " scalars from each of ",
-        local_ranks_, " ranks, at most ", kVerdictScalarsMax, " in all"));
-  }
-  return session_->Prepare(args.step, std::move(args.scalars));
-}
-
-absl::Status SessionHandler::HandleReadState(const v1::ReadState& message) {
-  STOWAGE_ASSIGN_OR_RETURN(const proto::ReadStateArgs args,
-                           proto::DecodeReadState(message));
-  for (std::int64_t done = 0; done < args.elems;) {
-    const std::int64_t elems =
-        std::min(args.elems - done, proto::kChunkValuesMax);
-    const std::int64_t begin = args.begin_elems + done;
-    read_.resize(static_cast<std::size_t>(elems));
-    STOWAGE_RETURN_IF_ERROR(
-        session_->ReadState(args.unit, args.kind, begin, read_));
-    v1::ServerMessage answer;
-    proto::EncodeStateChunk(args.unit, args.kind, begin, read_,
-                            answer.mutable_state_chunk());
-    if (!outbox_.PushAndWait(std::move(answer))) break;  // Read() will say why
-    done += elems;
-  }
-  return absl::OkStatus();
 }
 
 void SessionHandler::OnInitialized() {

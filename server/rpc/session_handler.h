@@ -10,14 +10,15 @@
 #include <grpcpp/server_context.h>
 
 #include <memory>
+#include <optional>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "common/mutex.h"
 #include "proto/session_codec.h"
 #include "server/core/job_registry.h"
 #include "server/rpc/outbox.h"
+#include "server/rpc/session_calls.h"
 #include "server/rpc/watchdog.h"
 
 namespace stowage::rpc {
@@ -41,9 +42,6 @@ class SessionHandler final : public core::SessionObserver {
   absl::Status ReadOpen(proto::OpenArgs* args);
   absl::Status Attach(const proto::OpenArgs& args);
   absl::Status Serve();
-  absl::Status Handle(const v1::ClientMessage& message);
-  absl::Status HandlePrepare(const v1::Prepare& message);
-  absl::Status HandleReadState(const v1::ReadState& message);
   absl::Status failure() const;  // OK while the core has not failed us
 
   core::JobRegistry& registry_;
@@ -51,12 +49,10 @@ class SessionHandler final : public core::SessionObserver {
   WatchedCall call_;
   Outbox outbox_;
   std::unique_ptr<core::JobSession> session_;
+  std::optional<SessionCalls> calls_;  // of session_
   bool said_goodbye_ = false;
-  std::string client_;            // "pid 4711", for logs
-  std::int64_t local_ranks_ = 1;  // of the run
-  v1::ClientMessage message_;     // reused: keeps its buffers
-  proto::PutStateArgs put_;
-  std::vector<float> read_;
+  std::string client_;         // "pid 4711", for logs
+  v1::ClientMessage message_;  // reused: keeps its buffers
   mutable Mutex mutex_;
   absl::Status failure_ GUARDED_BY(mutex_);
 };
