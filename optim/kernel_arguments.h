@@ -55,6 +55,9 @@ struct AdamRange {
   float* moment2 = nullptr;
   void* copy = nullptr;  // may be null
   Dtype copy_dtype = internal::kFp32;
+  // All of a pass fits into the last cache: ordinary stores keep the copy
+  // there for whoever reads it next. Same bits either way.
+  bool copy_stays_cached = false;
 };
 
 namespace internal {

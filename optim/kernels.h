@@ -85,7 +85,7 @@ struct KernelSet {
   // Decay joins the update before p is rounded, once: as a factor 1 - lr *
   // decay in fp32 it would vanish below 6e-8 and cost a second rounding of p.
   // Large ranges with a copy aligned to 64 bytes write it with streaming stores
-  // and end with a store fence.
+  // and end with a store fence, unless range.copy_stays_cached.
   void (*adam)(const AdamConstants& constants, const GradientSource& gradient,
                const AdamRange& range) = nullptr;
 

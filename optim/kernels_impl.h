@@ -285,7 +285,8 @@ void AdamAs(const AdamConstants& constants, const RawGradient& gradient,
             const AdamRange& range) {
   const AdamVectors<V> c(constants);
   const int64_t whole = range.elems - range.elems % kBlockElems;
-  const bool stream = Case::kHasCopy && range.elems >= kStreamElemsMin &&
+  const bool stream = Case::kHasCopy && !range.copy_stays_cached &&
+                      range.elems >= kStreamElemsMin &&
                       IsLineAligned(range.copy);
   // Gradients come in the type of the copy; others take the general way.
   WithSource<V, Case::kCopy>(gradient, [&](auto& source) {

@@ -32,6 +32,7 @@
 
 #include "bench/micro/huge_buffer.h"
 #include "bench/micro/memory_ceiling.h"
+#include "common/cache_size.h"
 #include "common/layout.h"
 #include "optim/kernels.h"
 
@@ -94,6 +95,8 @@ struct Arena {
     std::memset(copy.data(), 0, static_cast<std::size_t>(elems * 2));
   }
   std::int64_t elems;
+  // As the server decides it: gradient, master, moments, copy.
+  bool stays_cached = FitsLastLevelCache(elems * 16);
   HugeBuffer master;
   HugeBuffer moment1;
   HugeBuffer moment2;
@@ -202,7 +205,7 @@ void AdamChunk(const optim::KernelSet& kernels,
       constants, gradient.source(),
       {elems, arena->master.as<float>() + at, arena->moment1.as<float>() + at,
        arena->moment2.as<float>() + at, arena->copy.data() + at * 2,
-       Dtype::kBf16});
+       Dtype::kBf16, arena->stays_cached});
 }
 
 optim::AdamConstants Constants() {

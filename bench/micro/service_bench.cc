@@ -28,6 +28,7 @@
 #include "bench/micro/huge_buffer.h"
 #include "client/offload_client.h"
 #include "client/private_server.h"
+#include "common/cache_size.h"
 #include "common/check.h"
 #include "common/layout.h"
 #include "optim/kernels.h"
@@ -111,10 +112,11 @@ class InProcess {
     team_.ParallelFor(count, [&](std::int64_t c) {
       const std::int64_t at = State(c);
       const void* slot = Slot(c);
-      kernels.adam(constants, {{&slot, 1}, Dtype::kBf16, nullptr},
-                   {Chunk(c).elems, master_.as<float>() + at,
-                    moment1_.as<float>() + at, moment2_.as<float>() + at,
-                    params_.as<std::uint16_t>() + at, Dtype::kBf16});
+      kernels.adam(
+          constants, {{&slot, 1}, Dtype::kBf16, nullptr},
+          {Chunk(c).elems, master_.as<float>() + at, moment1_.as<float>() + at,
+           moment2_.as<float>() + at, params_.as<std::uint16_t>() + at,
+           Dtype::kBf16, stays_cached_});
     });
     return MsSince(begin);
   }
@@ -133,6 +135,7 @@ class InProcess {
   }
 
   const Layout& layout_;
+  const bool stays_cached_ = FitsLastLevelCache(layout_.state_elems() * 16);
   core::ComputeTeam team_;
   bench::HugeBuffer master_, moment1_, moment2_, gradient_, params_;
   std::vector<double> partials_;

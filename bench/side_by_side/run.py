@@ -20,6 +20,7 @@ from sides import Length, Model, Unavailable
 
 MODELS = [Model("25M", 8, 512, 1), Model("85M", 12, 768, 1), Model("25M micro batch 4", 8, 512, 4)]
 SECTIONS = ["kernel", "chain", "service", "training", "memory"]
+TRAINING_SIDES = ["ours", "plain", "deepspeed", "deepspeed_tuned_malloc", "fsdp2"]
 SIZES = {"64M": 64 << 20, "1M": 1 << 20}
 
 
@@ -104,6 +105,8 @@ def training(options) -> dict:
                 "train_deepspeed.py", model, slow, data, wide, "tuned"),
             "fsdp2": lambda: sides.peer_training("train_fsdp2.py", model, slow, data, wide),
         }
+        if options.side:
+            programs = {name: run for name, run in programs.items() if name in options.side}
         out[model.name] = rounds_of(f"training {model.name}", programs, options.rounds)
     return out
 
@@ -128,6 +131,8 @@ def main():
     p.add_argument("--only", action="append", choices=SECTIONS, help="default: all sections")
     p.add_argument("--model", action="append", choices=[m.name for m in MODELS],
                    help="training: only these models")
+    p.add_argument("--side", action="append", choices=TRAINING_SIDES,
+                   help="training: only these sides")
     p.add_argument("--data", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     p.add_argument("--products", choices=["auto", "torch", "wide"], default="auto",
                    help="16-bit matrix products of all sides: torch's, or widened to fp32; "

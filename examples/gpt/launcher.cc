@@ -28,10 +28,17 @@ void SetVariable(const char* name, const std::string& value) {
   setenv(name, value.c_str(), 1);
 }
 
+// A rank that a signal ended is one that was lost, unless the user asked.
 int ExitCodeOf(int wait_status) {
   if (WIFEXITED(wait_status)) return WEXITSTATUS(wait_status);
-  return 128 + WTERMSIG(wait_status);
+  const int signal = WTERMSIG(wait_status);
+  return signal == SIGINT || signal == SIGTERM ? kExitInterrupted : kExitLost;
 }
+
+// After the first failure: the others hear of it from the server at once, and
+// what they are busy with ends within this; then they are asked, then ended.
+constexpr std::chrono::seconds kGrace{7};
+constexpr std::chrono::seconds kGraceAfterAsking{2};
 
 }  // namespace
 
@@ -48,6 +55,15 @@ int LaunchRanks(int ranks, const std::function<int()>& rank_main) {
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
 
+  // A signal between fork and the rank's own handler must not be lost: it waits
+  // until the rank has the default one, which ends it.
+  sigset_t stops;
+  sigemptyset(&stops);
+  sigaddset(&stops, SIGINT);
+  sigaddset(&stops, SIGTERM);
+  sigset_t before;
+  pthread_sigmask(SIG_BLOCK, &stops, &before);
+
   const pid_t parent = getpid();
   std::vector<pid_t> children;
   for (int rank = 0; rank < ranks; ++rank) {
@@ -56,6 +72,10 @@ int LaunchRanks(int ranks, const std::function<int()>& rank_main) {
       // A parent that is killed must not leave ranks behind.
       prctl(PR_SET_PDEATHSIG, SIGTERM);
       if (getppid() != parent) _exit(kExitLost);
+      action.sa_handler = SIG_DFL;
+      sigaction(SIGINT, &action, nullptr);
+      sigaction(SIGTERM, &action, nullptr);
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
       SetVariable("RANK", std::to_string(rank));
       SetVariable("LOCAL_RANK", std::to_string(rank));
       SetVariable("WORLD_SIZE", std::to_string(ranks));
@@ -70,6 +90,7 @@ int LaunchRanks(int ranks, const std::function<int()>& rank_main) {
     }
     children.push_back(child);
   }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 
   int exit_code = 0;
   std::size_t running = children.size();
@@ -93,8 +114,7 @@ int LaunchRanks(int ranks, const std::function<int()>& rank_main) {
         if (code != 0) {
           if (exit_code == 0) exit_code = code;
           if (!deadline_set) {
-            deadline =
-                std::chrono::steady_clock::now() + std::chrono::seconds(10);
+            deadline = std::chrono::steady_clock::now() + kGrace;
             deadline_set = true;
           }
         }
@@ -102,6 +122,10 @@ int LaunchRanks(int ranks, const std::function<int()>& rank_main) {
       continue;
     }
     if (const int signal = g_signal.exchange(0); signal != 0) {
+      std::fprintf(stderr,
+                   "\nstow-train: %s: the ranks end their step first (once "
+                   "more: at once)\n",
+                   signal == SIGINT ? "interrupt" : "asked to end");
       for (const pid_t child : children) {
         if (child > 0) kill(child, signal);
       }
@@ -111,7 +135,7 @@ int LaunchRanks(int ranks, const std::function<int()>& rank_main) {
         if (child > 0) kill(child, signals_sent == 0 ? SIGTERM : SIGKILL);
       }
       ++signals_sent;
-      deadline += std::chrono::seconds(5);
+      deadline += kGraceAfterAsking;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }

@@ -15,11 +15,11 @@ constexpr char kDescription[] =
     "again:"
     " goes on where it was";
 constexpr char kFooter[] =
-    "Exit codes: 0 done; 2 flags, configuration or data; 3 no server, or one "
-    "of "
-    "another version; 4 refused (job name in use, memory, another layout); 5 a "
-    "rank or the server was lost; 6 the loss scale reached its minimum; 130 "
-    "interrupted; 1 internal error.";
+    "Exit codes: 0 done; 2 flags, configuration or data, also where they "
+    "differ from the job's; 3 no server, or one of another version; 4 refused "
+    "(job name in use, memory); 5 a rank or the server was lost, or a signal "
+    "ended a rank; 6 the loss scale reached its minimum; 130 interrupted; 1 "
+    "internal error.";
 
 }  // namespace
 

@@ -5,10 +5,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -24,6 +27,7 @@
 #include "engine/checkpoint/safetensors.h"
 #include "engine/device/host_allocator.h"
 #include "engine/engine.h"
+#include "examples/gpt/auto_values.h"
 #include "examples/gpt/exit_code.h"
 #include "examples/gpt/model.h"
 #include "examples/gpt/progress.h"
@@ -35,14 +39,30 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-engine::Engine* g_engine = nullptr;
+std::atomic<engine::Engine*> g_engine{nullptr};
 volatile std::sig_atomic_t g_interrupts = 0;
+timespec g_first_interrupt{};
+
+// A terminal's Ctrl-C reaches a rank twice: from the terminal, and passed on by
+// the launcher. What comes this soon after the first is the same key.
+constexpr double kSameKeySeconds = 0.5;
 
 void OnSignal(int /*signal*/) {
-  // The second one ends the process at once; the server notices.
-  if (g_interrupts > 0) _exit(kExitInterrupted);
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  if (g_interrupts > 0) {
+    const double since =
+        static_cast<double>(now.tv_sec - g_first_interrupt.tv_sec) +
+        1e-9 * static_cast<double>(now.tv_nsec - g_first_interrupt.tv_nsec);
+    if (since < kSameKeySeconds) return;
+    // The second one ends the process at once; the server notices.
+    _exit(kExitInterrupted);
+  }
   g_interrupts = 1;
-  if (g_engine != nullptr) g_engine->RequestStop();
+  g_first_interrupt = now;
+  if (engine::Engine* engine = g_engine; engine != nullptr) {
+    engine->RequestStop();
+  }
 }
 
 void CatchSignals() {
@@ -87,7 +107,7 @@ absl::StatusOr<std::string> Generate(engine::Engine& engine,
   std::uint64_t state = 0x2545f4914f6cdd1dULL;
   const std::int64_t window_max = std::min<std::int64_t>(context, 64);
   STOWAGE_RETURN_IF_ERROR(engine.Evaluate([&] {
-    for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t i = 0; i < count && g_interrupts == 0; ++i) {
       const std::size_t length =
           std::min(text.size(), static_cast<std::size_t>(window_max));
       at::Tensor tokens =
@@ -230,7 +250,10 @@ class Trainer {
                        sizeof(double));
     facts_.final_loss = result.loss;
     facts_.step_ms.push_back(ms);
-    facts_.forward_ms.push_back(result.forward_ms);
+    // A forward waits for the units' new versions: that is the optimizer's
+    // time.
+    facts_.forward_ms.push_back(
+        std::max(0.0, result.forward_ms - result.wait_params_ms));
     facts_.backward_ms.push_back(result.backward_ms);
     facts_.exposed_ms.push_back(result.wait_params_ms + result.step_ms);
     if (options_.trace_file.empty() || engine_.launch().rank != 0) {
@@ -341,6 +364,7 @@ absl::StatusOr<engine::EngineOptions> MakeEngineOptions(
 }  // namespace
 
 int TrainRank(const Options& options) {
+  CatchSignals();
   engine::TuneHostAllocator();
   log::Initialize("stow-train", log::Level::kInfo);
   log::SetLevel(options.log_level).IgnoreError();
@@ -369,6 +393,7 @@ int TrainRank(const Options& options) {
          engine_options->resolution.warnings) {
       std::fprintf(stderr, "%s\n", warning.ToString().c_str());
     }
+    PrintAutoValues(options.config, engine_options->resolution);
     if (!options.out.empty()) {
       if (const absl::Status made = MakeFolder(options.out); !made.ok()) {
         return Fail("output", made, kExitUsage, rank);
@@ -380,7 +405,6 @@ int TrainRank(const Options& options) {
   at::set_num_threads(options.rank_threads > 0
                           ? options.rank_threads
                           : std::max(1, cores / launch->local_world_size));
-  CatchSignals();
 
   absl::StatusOr<std::unique_ptr<engine::Engine>> created =
       engine::Engine::Create(*std::move(engine_options));
@@ -406,7 +430,7 @@ int TrainRank(const Options& options) {
     if (text.ok()) before = *std::move(text);
   }
   if (status.ok()) status = trainer.Run();
-  if (status.ok() && rank == 0) {
+  if (status.ok() && rank == 0 && g_interrupts == 0) {
     status = FinishRankZero(options, engine, model, trainer, prompt, before);
   }
   if (!status.ok()) {
@@ -414,17 +438,19 @@ int TrainRank(const Options& options) {
   }
   // What was interrupted may be wanted again: the job stays in a server of
   // the user's.
-  const absl::Status closed = engine.Close(options.keep || trainer.stopped());
+  const bool stopped = trainer.stopped() || g_interrupts > 0;
   g_engine = nullptr;
+  const absl::Status closed = engine.Close(options.keep || stopped);
   if (!closed.ok()) {
     return Fail("close", closed, ExitCodeDuring(closed), rank);
   }
-  if (trainer.stopped()) {
+  if (stopped) {
     if (rank == 0) {
       std::fprintf(stderr, "stow-train: interrupted after step %ld%s\n",
                    static_cast<long>(engine.step()),
                    engine.server_is_private()
-                       ? ""
+                       ? "; its private server, and the state in it, ended "
+                         "with it (--server and --job keep them)"
                        : "; start it again with the same --job to go on");
     }
     return kExitInterrupted;

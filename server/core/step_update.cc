@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/cache_size.h"
 #include "common/crash_point.h"
 #include "common/status_macros.h"
 #include "server/core/memory_plan.h"
@@ -68,8 +69,18 @@ absl::Status CheckSegments(const ParamSegment& params,
   return absl::OkStatus();
 }
 
+namespace {
+
+// Gradient of one rank, master, moments, copy: what an update touches.
+std::int64_t PassBytes(const Layout& layout) {
+  return layout.state_elems() * (12 + 2 * DtypeBytes(layout.param_dtype()));
+}
+
+}  // namespace
+
 StepUpdate::StepUpdate(const Layout& layout)
-    : constants_(static_cast<std::size_t>(layout.group_count())),
+    : copy_stays_cached_(FitsLastLevelCache(PassBytes(layout))),
+      constants_(static_cast<std::size_t>(layout.group_count())),
       chunks_left_(std::make_unique<std::atomic<std::int32_t>[]>(
           static_cast<std::size_t>(layout.unit_count()))) {}
 
@@ -243,7 +254,8 @@ void StepUpdate::UpdateChunk(const StepUpdateContext& context,
        .moment1 = view.moment1,
        .moment2 = view.moment2,
        .copy = context.params.param(chunk.unit_index, chunk.begin_elems),
-       .copy_dtype = context.layout.param_dtype()});
+       .copy_dtype = context.layout.param_dtype(),
+       .copy_stays_cached = copy_stays_cached_});
   context.store.ChunkUpdated(position);
   if (chunks_left_[static_cast<std::size_t>(chunk.unit_index)].fetch_sub(
           1, std::memory_order_acq_rel) == 1) {

@@ -94,6 +94,7 @@ class StepUpdate {
   static void Publish(const StepUpdateContext& context, std::int32_t unit,
                       std::int64_t step);
 
+  const bool copy_stays_cached_;                              // of all units
   std::vector<optim::AdamConstants> constants_;               // by group
   std::unique_ptr<std::atomic<std::int32_t>[]> chunks_left_;  // by unit
 

@@ -159,10 +159,32 @@ class BadInput(unittest.TestCase):
             os.kill(int(children[1]), signal.SIGKILL)
             code = running.wait(timeout=20)
             self.assertLess(time.time() - begin, 10)
-            self.assertNotEqual(code, 0)
+            self.assertEqual(code, 5)
             log = p.read(self.folder.file("train.log"))
             self.assertRegex(log, r"rank 0: training stopped: .*rank 1")
+            self.assertRegex(log, r"rank 1 \(pid \d+\) was ended by Killed")
             p.stowctl(server.address, "job", "drop", "mine")
+
+    def test_a_rank_that_dies_while_starting_is_named_too(self):
+        config = self.folder.config()
+        for delay in (0.0, 0.15, 0.4):
+            running = p.start_train(
+                self.folder, config, self.folder.file("text"), *p.TINY,
+                "--steps", "100000", "--ranks", "2")
+            children = []
+            while len(children) < 2:
+                self.assertIsNone(running.poll())
+                children = subprocess.run(
+                    ["ps", "--ppid", str(running.pid), "-o", "pid="],
+                    capture_output=True, text=True).stdout.split()
+            time.sleep(delay)
+            begin = time.time()
+            os.kill(int(children[1]), signal.SIGKILL)
+            code = running.wait(timeout=20)
+            self.assertLess(time.time() - begin, 10)
+            self.assertEqual(code, 5)
+            self.assertRegex(p.read(self.folder.file("train.log")),
+                             r"rank 1 \(pid \d+\) was ended by Killed")
 
     def test_server_that_dies_is_named(self):
         config = self.folder.config()
@@ -185,11 +207,25 @@ class BadInput(unittest.TestCase):
 
     def test_interrupt_in_any_phase_leaves_nothing(self):
         config = self.folder.config()
-        for delay in (0.02, 0.2, 0.6, 1.2, 2.0, 3.0):
+        for delay in (0.02, 0.2, 0.6, 1.2, 2.0, "a step", "the text before",
+                      "the text after"):
+            trace = self.folder.file(f"trace {delay}")
+            steps = "3" if delay == "the text after" else "100000"
+            text = "100000" if str(delay).startswith("the text") else "0"
             running = p.start_train(
                 self.folder, config, self.folder.file("text"), *p.TINY,
-                "--steps", "100000", "--ranks", "2")
-            time.sleep(delay)
+                "--steps", steps, "--ranks", "2", "--trace", trace,
+                "--sample-bytes", text if delay != "the text after" else "400")
+            if isinstance(delay, float):
+                time.sleep(delay)
+            elif delay == "the text before":
+                self.wait_for_log("job started", running)
+                time.sleep(0.3)
+            else:
+                while len(p.trace(trace)) < (3 if steps == "3" else 1):
+                    self.assertIsNone(running.poll())
+                    time.sleep(0.002)
+            # As a terminal does: to every process of the group.
             os.killpg(running.pid, signal.SIGINT)
             code = running.wait(timeout=40)
             self.assertIn(code, (130, -signal.SIGINT, 128 + signal.SIGINT),
@@ -202,6 +238,16 @@ class BadInput(unittest.TestCase):
                     break
                 time.sleep(0.05)
             self.assertEqual(left, "", f"after {delay} s")
+            log = p.read(self.folder.file("train.log"))
+            if not isinstance(delay, float):
+                self.assertEqual(log.count("stow-train: interrupted after"), 1,
+                                 f"{delay}: {log}")
+            os.remove(self.folder.file("train.log"))
+
+    def wait_for_log(self, text, running):
+        while text not in p.read(self.folder.file("train.log")):
+            self.assertIsNone(running.poll())
+            time.sleep(0.01)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Killed at a random instant and started again, training goes on as if never
-stopped: bit for bit on the same number of ranks, within tolerance on another.
+stopped: bit for bit on the same number of ranks, and on another with the same
+micro-batches; within tolerance where the micro-batches are other ones.
 
 Fault model: SIGKILL of every rank (and the launcher) at once, at any instant;
 the server lives.
@@ -19,15 +20,25 @@ KILLS = int(os.environ.get("STOWAGE_REATTACH_KILLS", "5"))
 
 
 class Reattach(unittest.TestCase):
-    def run_whole(self, folder, server, config, ranks, job):
+    def arguments(self, server, ranks, job, micro_batch, path):
+        """A global batch of 12 on any number of ranks."""
+        args = [*p.TINY, "--ranks", str(ranks), "--train-batch", "12",
+                "--steps", str(STEPS), "--server", server.address, "--job", job,
+                "--trace", path]
+        if micro_batch > 0:
+            args += ["--micro-batch", str(micro_batch), "--accumulation",
+                     str(12 // (ranks * micro_batch)), "--rank-threads", "1"]
+        return args
+
+    def run_whole(self, folder, server, config, ranks, job, micro_batch):
         path = folder.file(f"trace-{job}")
-        out = p.train(config, folder.file("text"), *p.TINY, "--ranks",
-                      str(ranks), "--train-batch", "12", "--steps", str(STEPS),
-                      "--server", server.address, "--job", job, "--trace", path)
+        out = p.train(config, folder.file("text"),
+                      *self.arguments(server, ranks, job, micro_batch, path))
         self.assertEqual(out.returncode, 0, out.stderr)
         return p.trace(path)
 
-    def run_killed(self, folder, server, config, ranks_of, job, rng):
+    def run_killed(self, folder, server, config, ranks_of, job, rng,
+                   micro_batch):
         path = folder.file(f"trace-{job}")
         kills = 0
         starts = 0
@@ -39,10 +50,14 @@ class Reattach(unittest.TestCase):
             known = len(p.trace(path))
             begin = time.monotonic()
             process = p.start_train(
-                folder, config, folder.file("text"), *p.TINY, "--ranks",
-                str(ranks), "--train-batch", "12", "--steps", str(STEPS),
-                "--server", server.address, "--job", job, "--keep", "--trace",
-                path)
+                folder, config, folder.file("text"), "--keep",
+                *self.arguments(server, ranks, job, micro_batch, path))
+            if 0 < kills < KILLS and rng.random() < 0.3:
+                # At any instant of its start, too.
+                time.sleep(rng.random() * 0.8)
+                p.kill_all(process)
+                kills += 1
+                continue
             while process.poll() is None and len(p.trace(path)) <= known:
                 time.sleep(0.002)
             if starts > 1 and process.poll() is None:
@@ -75,7 +90,7 @@ class Reattach(unittest.TestCase):
               f"the program's own start takes {start:.2f} s")
         self.assertLess(slowest, 2 + 3 * start)
 
-    def check(self, ranks_of, exact):
+    def check(self, ranks_of, exact, micro_batch=0):
         seed = p.seed()
         print(f"seed {seed} (STOWAGE_TEST_SEED)")
         rng = random.Random(seed)
@@ -85,9 +100,9 @@ class Reattach(unittest.TestCase):
                       "loss_scale_window": 7} if exact else {"enabled": False})
             with p.Stowd(folder) as server:
                 want = self.run_whole(folder, server, config, ranks_of(0),
-                                      "whole")
+                                      "whole", micro_batch)
                 got, kills = self.run_killed(folder, server, config, ranks_of,
-                                             "killed", rng)
+                                             "killed", rng, micro_batch)
                 self.assertGreaterEqual(kills, 1)
                 self.assertEqual(max(got), STEPS)
                 compared = 0
@@ -114,6 +129,10 @@ class Reattach(unittest.TestCase):
 
     def test_one_two_and_three_ranks_go_on(self):
         self.check(lambda start: (2, 1, 3)[start % 3], exact=False)
+
+    def test_the_same_micro_batches_on_other_ranks_go_on_bit_for_bit(self):
+        self.check(lambda start: (2, 1, 3)[start % 3], exact=True,
+                   micro_batch=1)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ struct Case {
   double tolerance = 2e-6;
   int steps = 50;
   const char* extra_zero = "";  // more keys of zero_optimization
+  const char* extra_fp16 = "";  // more keys of fp16
 };
 
 std::string Variable(const char* name) {
@@ -96,7 +97,8 @@ class TrainingParity : public testing::TestWithParam<Case> {
          << ", \"gradient_accumulation_steps\": " << c.accumulation
          << ", \"gradient_clipping\": " << kClip << ", \"fp16\": {\"enabled\": "
          << (std::string(c.precision) == "fp16" ? "true" : "false")
-         << ", \"initial_scale_power\": 10}, \"bf16\": {\"enabled\": "
+         << ", \"initial_scale_power\": 10" << c.extra_fp16
+         << "}, \"bf16\": {\"enabled\": "
          << (std::string(c.precision) == "bf16" ? "true" : "false")
          << "}, \"optimizer\": {\"type\": \"AdamW\", \"params\": {\"lr\": "
          << kLr << ", \"weight_decay\": " << kWeightDecay
@@ -299,6 +301,26 @@ INSTANTIATE_TEST_SUITE_P(
         Case{.name = "stage2_bf16",
              .stage = 2,
              .precision = "bf16",
+             .tolerance = 2e-3},
+        Case{.name = "stage1_bf16_accumulation4_tied_frozen",
+             .stage = 1,
+             .accumulation = 4,
+             .precision = "bf16",
+             .tied = true,
+             .frozen = true,
+             .tolerance = 2e-3},
+        // 1024 either way: the reference's scale.
+        Case{.name = "stage2_fp16_static_scale",
+             .stage = 2,
+             .precision = "fp16",
+             .tolerance = 2e-3,
+             .extra_fp16 = ", \"loss_scale\": 1024"},
+        Case{.name = "stage3_fp16_accumulation4_tied_frozen",
+             .stage = 3,
+             .accumulation = 4,
+             .precision = "fp16",
+             .tied = true,
+             .frozen = true,
              .tolerance = 2e-3}),
     [](const auto& entry) { return std::string(entry.param.name); });
 

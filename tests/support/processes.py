@@ -64,10 +64,10 @@ class Folder:
 class Stowd:
     """A running server; killed (with what it left behind checked) at exit."""
 
-    def __init__(self, folder, *args):
+    def __init__(self, folder, *args, address=None):
         self.folder = folder
         os.makedirs(folder.file("run"), mode=0o700, exist_ok=True)
-        self.address = "unix:" + folder.file("run/stowd.sock")
+        self.address = address or "unix:" + folder.file("run/stowd.sock")
         self.log = open(folder.file("stowd.log"), "a")
         self.process = subprocess.Popen(
             [f"{BIN}/stowd", "--listen", self.address, "--shm-dir", folder.shm,

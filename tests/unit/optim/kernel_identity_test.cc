@@ -309,6 +309,7 @@ TEST(KernelIdentity, AdamIsTheSameHoweverARangeIsCut) {
         range.moment1 += begin;
         range.moment2 += begin;
         range.copy = got.copy.data() + begin * 2;
+        range.copy_stays_cached = cut == 32768;
         std::vector<const void*> slots;
         for (const void* slot : gradient.source().slots) {
           slots.push_back(static_cast<const std::byte*>(slot) + begin * 2);
