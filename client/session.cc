@@ -335,6 +335,10 @@ class SessionImpl final : public Session {
 
   absl::Status CheckRange(const char* what, std::int32_t unit,
                           std::int64_t begin_elems, std::int64_t elems) const {
+    if (unit < 0 || unit >= layout_.unit_count()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          what, ": unit ", unit, " of a job of ", layout_.unit_count()));
+    }
     const std::int64_t unit_elems = UnitAt(unit).elems;
     if (begin_elems < 0 || begin_elems > unit_elems ||
         elems > unit_elems - begin_elems) {

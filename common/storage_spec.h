@@ -70,7 +70,7 @@ struct StorageSpec {
   // Parameters kept in memory although they are placed on NVMe, in elements of
   // the whole job.
   std::int64_t max_in_cpu_elems = 1'000'000'000;
-  bool pin_memory = true;
+  bool pin_memory = true;  // of a job in memory too: mlock where allowed
   // Hard limit of what the job pins, private memory and segments together; 0:
   // the server's own limit. With it the memory left over becomes cache.
   std::int64_t memory_budget_bytes = 0;

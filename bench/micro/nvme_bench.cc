@@ -7,6 +7,7 @@
 // say which part of state.0 no kept step refers to: fio may write there.
 //
 //   nvme_bench --path DIR --mode prepare|read|write|mixed|step|remove
+//   nvme_bench --path DIR --mode cache   # bytes by the cache's rule and by LRU
 
 #include <sys/resource.h>
 
@@ -24,6 +25,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "bench/micro/cache_rule.h"
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/layout.h"
@@ -315,6 +317,10 @@ void RunMode(const Flags& flags) {
   const Layout layout = MakeLayout(flags);
   const NvmeStoreOptions options = MakeOptions(flags, layout);
   storage::MemoryBudget budget(std::int64_t{1} << 40);
+  if (flags.mode == "cache") {
+    std::printf("%s\n", MeasureCacheRule(flags.path, flags.elems).c_str());
+    return;
+  }
   if (flags.mode == "remove") {
     STOWAGE_CHECK_OK(NvmeStore::Remove(options.paths, options.job_name));
     return;
@@ -342,7 +348,7 @@ void RunEachForAMoment() {
   flags.unit_elems = std::int64_t{1} << 20;
   flags.rounds = 1;
   for (const char* mode :
-       {"prepare", "read", "write", "mixed", "step", "remove"}) {
+       {"prepare", "read", "write", "mixed", "step", "remove", "cache"}) {
     flags.mode = mode;
     RunMode(flags);
   }
@@ -360,10 +366,11 @@ int Main(int argc, char** argv) {
   CLI::App app{"Measures the NVMe store; prints one JSON object."};
   app.add_option("--path", flags.path, "folder on the device")->required();
   app.add_option("--mode", flags.mode,
-                 "prepare, read, write, mixed, step or remove")
+                 "prepare, read, write, mixed, step or remove; cache: what the "
+                 "cache's rule is worth")
       ->required()
       ->check(CLI::IsMember(
-          {"prepare", "read", "write", "mixed", "step", "remove"}));
+          {"prepare", "read", "write", "mixed", "step", "remove", "cache"}));
   app.add_option("--elems", flags.elems, "parameters");
   app.add_option("--unit-elems", flags.unit_elems, "parameters of a unit");
   app.add_option("--window-elems", flags.window_elems, "sub_group_size");

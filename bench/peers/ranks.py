@@ -26,7 +26,8 @@ TUNED_MALLOC = {
 }
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, add=None) -> argparse.Namespace:
+    """`add(parser)` adds what only one peer has."""
     p = argparse.ArgumentParser(description=description)
     p.add_argument("--data", required=True, help="a text file")
     p.add_argument("--layers", type=int, default=8)
@@ -43,6 +44,8 @@ def arguments(description: str) -> argparse.Namespace:
     p.add_argument("--products", choices=["auto", "torch", "wide"], default="auto",
                    help="how 16-bit matrices are multiplied: see gpt.py")
     p.add_argument("--malloc", choices=["default", "tuned"], default="default")
+    if add is not None:
+        add(p)
     args = p.parse_args()
     args.heads = args.heads or max(1, args.width // 64)
     return args

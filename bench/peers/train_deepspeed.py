@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The GPT trained by DeepSpeed: ZeRO-3, optimizer and parameters on the CPU.
+"""The GPT trained by DeepSpeed: ZeRO-3, optimizer and parameters on the CPU or NVMe.
 
 The three sizes that a DeepSpeed file may leave "auto" have the values that the
 usual trainer fills in from the model's width.
@@ -11,8 +11,32 @@ import os
 import ranks
 
 
+def offload(args) -> dict:
+    if args.offload == "cpu":
+        return {"offload_optimizer": {"device": "cpu", "pin_memory": True},
+                "offload_param": {"device": "cpu", "pin_memory": True}, "sub_group_size": 1e9}
+    nvme = {"device": "nvme", "nvme_path": args.nvme_path, "pin_memory": True}
+    # A buffer must hold the largest partition of a parameter, and a unit's are
+    # all in memory at once: a block has 12, two of them may be fetched.
+    largest = max(4 * args.width ** 2 // args.ranks, 256 * args.width)
+    return {"offload_optimizer": {**nvme, "buffer_count": args.buffer_count,
+                                  "pipeline_read": args.pipeline in ("both", "read"),
+                                  "pipeline_write": args.pipeline in ("both", "write")},
+            "offload_param": {**nvme, "buffer_count": 60, "buffer_size": largest, "max_in_cpu": 0},
+            "sub_group_size": args.sub_group_size}
+
+
 def deepspeed_config(args) -> dict:
     width = args.width
+    config = cpu_config(args, width)
+    config["zero_optimization"].update(offload(args))
+    if args.offload == "nvme":
+        config["aio"] = {"block_size": 1 << 20, "queue_depth": 16, "single_submit": False,
+                         "overlap_events": True, "intra_op_parallelism": 1}
+    return config
+
+
+def cpu_config(args, width) -> dict:
     return {
         "train_micro_batch_size_per_gpu": args.micro_batch,
         "gradient_accumulation_steps": 1,
@@ -23,11 +47,8 @@ def deepspeed_config(args) -> dict:
                                  "weight_decay": 0.01}},
         "zero_optimization": {
             "stage": 3,
-            "offload_optimizer": {"device": "cpu", "pin_memory": True},
-            "offload_param": {"device": "cpu", "pin_memory": True},
             "overlap_comm": True,
             "contiguous_gradients": True,
-            "sub_group_size": 1e9,
             "reduce_bucket_size": width * width,
             "stage3_prefetch_bucket_size": int(0.9 * width * width),
             "stage3_param_persistence_threshold": 10 * width,
@@ -82,8 +103,16 @@ def run_rank(args):
     os._exit(0)  # its threads do not always end by themselves
 
 
+def add_arguments(parser):
+    parser.add_argument("--offload", choices=["cpu", "nvme"], default="cpu")
+    parser.add_argument("--nvme-path")
+    parser.add_argument("--sub-group-size", type=int, default=10**9)
+    parser.add_argument("--pipeline", choices=["both", "read", "write", "none"], default="both")
+    parser.add_argument("--buffer-count", type=int, default=12, help="of the optimizer's swapper")
+
+
 if __name__ == "__main__":
-    arguments = ranks.arguments(__doc__)
+    arguments = ranks.arguments(__doc__, add_arguments)
     if ranks.is_rank():
         run_rank(arguments)
     else:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""The NVMe store against fio on the same files, in alternating pairs.
+"""NVMe: the store against fio on the same files, its CPU time against DeepSpeed's
+aio handle, training against the disk's bound and DeepSpeed, and curves.
 
-Each pair is: fio, ours, fio. fio's figure of a pair is the mean of the two, each
+Each pair of the store's rows is: fio, ours, fio. fio's figure of a pair is the mean of the two, each
 the best of its variants (one and two jobs, ordinary and huge-page buffers); a
 ratio is made within a pair, and the median over the pairs is reported. fio
 writes only where no kept step of the store lies. Called by tools/bench --nvme.
@@ -16,6 +17,9 @@ import sys
 import time
 
 import machine
+import nvme_curves as curves
+import nvme_train as train
+import sides
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PROGRAM = ROOT / "build" / "release" / "bench" / "nvme_bench"
@@ -89,7 +93,7 @@ def cpu_of(result: dict) -> float:
     return sum(r["cpu_seconds"] for r in result["rounds"]) / (moved / 1e9)
 
 
-def section(options, mode: str, kind: str, durability: str, checksums: bool) -> dict:
+def store_row(options, mode: str, kind: str, durability: str, checksums: bool) -> dict:
     more = [] if checksums else ["--no-checksums"]
     free = ours(options, "prepare", durability, *more)
     pairs = []
@@ -118,36 +122,193 @@ ROWS = [("read", "read", "memory", True), ("write", "write", "power", True), ("m
         ("mixed", "mixed", "memory", False), ("mixed", "mixed", "power", True), ("step", "mixed", "power", True)]
 
 
-def table(report: dict) -> str:
-    lines = [f"The NVMe store against fio, {report['machine']['date']}, commit {report['machine']['commit']}, "
-             f"{report['machine']['cpu']}, {report['machine']['cores']} cores; {report['pairs']} pairs, "
-             f"{report['elems']} parameters; medians", "",
-             "| what | durability | checksums | ours MiB/s | fio MiB/s | ratio | aim | ours CPU s/GB | fio CPU s/GB |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for row in report["rows"]:
+def aio(options) -> list:
+    """CPU seconds per GB of DeepSpeed's aio handle and ours, in turns, reading and writing."""
+    rows = []
+    for way, durability in (("read", "memory"), ("write", "power")):
+        for checksums in (False, True):
+            more = [] if checksums else ["--no-checksums"]
+            free = ours(options, "prepare", durability, *more)
+            pairs = []
+            for pair in range(options.pairs):
+                theirs = sides.peer("aio_handle.py", "--file", free["file"], "--offset",
+                                    str(free["free_offset_bytes"]), "--bytes", str(free["free_bytes"]),
+                                    "--way", way, "--seconds", str(options.fio_seconds))
+                result = ours(options, way, durability, *more)
+                free = {k: result[k] for k in ("file", "free_offset_bytes", "free_bytes")}
+                pairs.append({"ours": cpu_of(result), "theirs": theirs["cpu_s_per_gb"],
+                              "ours_mib_s": statistics.median(rate_of(result, way)),
+                              "theirs_mib_s": theirs["rate_mib_s"]})
+            ours(options, "remove", durability)
+            row = {"way": way, "checksums": checksums, "pairs": pairs,
+                   **{k: statistics.median(p[k] for p in pairs) for k in pairs[0]},
+                   "more": statistics.median(p["ours"] - p["theirs"] for p in pairs)}
+            rows.append(row)
+            say(f"{way} checksums {'on' if checksums else 'off'}: CPU s/GB ours {row['ours']:.3f}, DeepSpeed's "
+                f"aio handle {row['theirs']:.3f}; MiB/s {row['ours_mib_s']:.0f}, {row['theirs_mib_s']:.0f}")
+    return rows
+
+
+def mark(good: bool) -> str:
+    return "met" if good else "MISSED"
+
+
+def spread(values) -> str:
+    return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
+
+
+def store_table(rows) -> list:
+    lines = ["## The store against fio", "",
+             "| what | durability | checksums | ours MiB/s | fio MiB/s | ratio min / median / max | aim | "
+             "ours CPU s/GB | fio CPU s/GB |", "|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
         aim = 0.90 if row["mode"] == "step" else 0.95
         lines.append(f"| {row['mode']} | {row['durability']} | {'on' if row['checksums'] else 'off'} | "
-                     f"{row['ours_mib_s']:.0f} | {row['fio_mib_s']:.0f} | {row['ratio']:.3f} | {aim} "
-                     f"{'met' if row['ratio'] >= aim else 'MISSED'} | {row['cpu_s_per_gb']:.3f} | "
-                     f"{row['fio_cpu_s_per_gb']:.3f} |")
-    return "\n".join(lines) + "\n"
+                     f"{row['ours_mib_s']:.0f} | {row['fio_mib_s']:.0f} | "
+                     f"{spread([p['ratio'] for p in row['pairs']])} | {aim} {mark(row['ratio'] >= aim)} | "
+                     f"{row['cpu_s_per_gb']:.3f} | {row['fio_cpu_s_per_gb']:.3f} |")
+    return lines
+
+
+def aio_table(rows) -> list:
+    lines = ["## CPU seconds per GB against DeepSpeed's aio handle", "",
+             "| what | checksums | ours | DeepSpeed | ours MiB/s | DeepSpeed MiB/s | aim |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        limit = 0.1 if row["checksums"] else 0.0
+        lines.append(f"| {row['way']} | {'on' if row['checksums'] else 'off'} | {row['ours']:.3f} | "
+                     f"{row['theirs']:.3f} | {row['ours_mib_s']:.0f} | {row['theirs_mib_s']:.0f} | "
+                     f"{'at most 0.1 more' if limit else 'fewer'}: {mark(row['more'] <= limit)} |")
+    return lines
+
+
+def train_table(rows) -> list:
+    lines = ["## A training step against the disk's bound (slots only, 2 ranks)", "",
+             "| model | durability | step ms min / median / max | forward (of it waiting) | backward | bound ms | "
+             "fio mixed MiB/s | ratio min / median / max | aim |", "|---|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(f"| {row['model']} | {row['durability']} | {spread([r['ms'] for r in row['runs']])} | "
+                     f"{row['forward_ms']:.0f} ({row['wait_params_ms']:.0f}) | {row['backward_ms']:.0f} | "
+                     f"{row['bound_ms']:.0f} | {row['mixed_mib_s']:.0f} | "
+                     f"{spread([r['ratio'] for r in row['runs']])} | 1.15 {mark(row['ratio'] <= 1.15)} |")
+    return lines
+
+
+def peer_table(row) -> list:
+    best = row["deepspeed"]
+    lines = ["## End to end against DeepSpeed (max_in_cpu 0)", "",
+             f"{row['model']}, DeepSpeed with the best that was tried: sub_group_size {best['sub_group_size']}, "
+             f"pipelining {best['pipeline']}.", "",
+             "| side | step ms min / median / max | DeepSpeed / ours min / median / max | aim |", "|---|---|---|---|",
+             f"| DeepSpeed | {spread([r['peer'] for r in row['rounds']])} | | |"]
+    for name, words, aim in (("slots", "slots only, power", 2.0), ("half", "half the state in DRAM, memory", 3.0)):
+        ratios = [r["peer"] / r[name] for r in row["rounds"]]
+        lines.append(f"| {words} | {spread([r[name] for r in row['rounds']])} | {spread(ratios)} | "
+                     f"{aim:g}x {mark(statistics.median(ratios) >= aim)} |")
+    return lines
+
+
+def tried_table(tuned) -> list:
+    return [f"What was tried for DeepSpeed ({tuned['model']}):", "",
+            "| pipelining | sub_group_size | step ms |", "|---|---|---|"] + [
+        f"| {t['pipeline']} | {t['sub_group_size']} | "
+        f"{'%.0f' % t['step_ms'] if 'step_ms' in t else 'failed: ' + t['failed'].splitlines()[-1][:120]} |"
+        for t in tuned["tried"]]
+
+
+def curve_tables(report) -> list:
+    lines = []
+    if report.get("budget_curve"):
+        lines += ["## Step time over the DRAM budget", "",
+                  "| share of the state + 48 MiB | durability | step ms | bound ms | MiB moved a step |", "|---|---|---|---|---|"]
+        lines += [f"| {r['share']:.0%} | {r['durability']} | " +
+                  (f"{r['ms']:.0f} | {r['bound_ms']:.0f} | {r['moved_bytes'] / MIB:.0f} |" if "ms" in r
+                   else "refused: needs more | | |") for r in report["budget_curve"]] + [""]
+    if report.get("size_curve"):
+        lines += ["## Step time over the model's size (192 MiB, power)", "",
+                  "| parameters | step ms | on a straight line | MiB moved a step |", "|---|---|---|---|"]
+        lines += [f"| {r['parameters'] / 1e6:.1f} M | {r['ms']:.0f} | {r.get('line_ms', r['ms']):.0f} | "
+                  f"{r['moved_bytes'] / MIB:.0f} |" for r in report["size_curve"]] + [""]
+    if report.get("cache_rule"):
+        lines += ["## Bytes read in a step, by the cache's rule", "",
+                  "| what | kept in memory | ours MiB | LRU MiB |", "|---|---|---|---|"]
+        lines += [f"| {r['what']} | {r['share']:.0%} | {r['belady_bytes'] / MIB:.1f} | {r['lru_bytes'] / MIB:.1f} |"
+                  for r in report["cache_rule"]] + [""]
+    return lines
+
+
+def table(report: dict) -> str:
+    m = report["machine"]
+    lines = [f"# NVMe, {m['date']}", "",
+             f"`tools/bench --nvme`, commit {m['commit']}, {m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, Linux "
+             f"{m['kernel']}; {report['pairs']} pairs, medians; fio with huge pages: {report['fio_huge_pages']}. "
+             f"Sections ran at: {', '.join(f'{k} {v}' for k, v in report['ran'].items())}.", ""]
+    for key, make in (("store", store_table), ("aio", aio_table), ("train", train_table),
+                      ("peer", peer_table), ("tuned", tried_table)):
+        if report.get(key):
+            lines += make(report[key]) + [""]
+    return "\n".join(lines + curve_tables(report)) + "\n"
+
+
+SECTIONS = ["store", "aio", "train", "tune", "peer", "budget", "size", "cache"]
+
+
+def run_section(options, section, report, data):
+    if section == "store":
+        report["store"] = [store_row(options, *row) for row in ROWS]
+    elif section == "aio":
+        report["aio"] = aio(options)
+    elif section == "train":
+        report["train"] = [train.against_bound(options, model, durability, data, fio)
+                           for model in ([train.SMALL] if options.quick else [train.SMALL, train.LARGE])
+                           for durability in ("power", "memory")]
+    elif section == "tune":
+        report["tuned"] = train.tune(options, train.SMALL, data)
+    elif section == "peer":
+        if not report.get("tuned"):
+            sys.exit("--only peer needs --only tune before it, with the same --json")
+        report["peer"] = train.against_peer(options, train.SMALL, report["tuned"]["best"], data)
+    elif section == "budget":
+        report["budget_curve"] = curves.over_budget(options, data, fio)
+    elif section == "size":
+        report["size_curve"] = curves.over_size(options, data)
+    elif section == "cache":
+        report["cache_rule"] = curves.cache_rule(options, PROGRAM)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", required=True, help="where the results go; a table beside it (.md)")
+    parser.add_argument("--json", required=True,
+                        help="where the results go, beside those of other sections that are there; a table (.md) and "
+                             "a picture (.png) beside it")
+    parser.add_argument("--only", action="append", choices=SECTIONS, help="these sections (default: all)")
     parser.add_argument("--path", default=None, help="folder on the device (default: build/)")
+    parser.add_argument("--data", help="text to train on (default: the demo's)")
     parser.add_argument("--elems", type=int, default=64 << 20, help="parameters (24 bytes of disk each)")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3, help="of ours in a pair")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of a training run")
     parser.add_argument("--fio-seconds", type=int, default=3)
+    parser.add_argument("--tune-shares", type=float, nargs="+", default=[0.1, 0.2, 0.34, 1.01],
+                        help="sub_group_size to try for DeepSpeed, as shares of a rank's parameters")
+    parser.add_argument("--products", choices=["auto", "torch", "wide"], default="auto", help="as in bench/README.md")
     parser.add_argument("--quick", action="store_true", help="does it run? No figures to quote")
     options = parser.parse_args()
+    options.say = say
+    options.wide = options.products == "wide" or (options.products == "auto" and "avx512_bf16" not in machine.describe()["instructions"])
     if options.quick:
         options.pairs, options.rounds, options.fio_seconds, options.elems = 1, 1, 1, 16 << 20
+        options.steps, options.tune_shares = 3, [0.2]
     folder = pathlib.Path(options.path or ROOT / "build" / "nvme-bench")
     folder.mkdir(parents=True, exist_ok=True)
     options.path = str(folder)
+    data = options.data
+    if data is None:
+        data = str(folder / "text")
+        pathlib.Path(data).write_bytes(subprocess.run([ROOT / "tools" / "default_text"], capture_output=True,
+                                                      check=True).stdout)
+    out = pathlib.Path(options.json)
+    report = json.loads(out.read_text()) if out.exists() else {"ran": {}}
+    report.update(machine=machine.describe(), pairs=options.pairs, elems=options.elems)
     # fio's huge-page buffers come from a pool that only root can fill.
     pool_before = HUGE_PAGES.read_text().strip()
     options.huge = False
@@ -156,16 +317,21 @@ def main():
         options.huge = int(HUGE_PAGES.read_text()) >= 40
     except OSError as why:
         say(f"fio with huge-page buffers: not measured: {why}")
+    report["fio_huge_pages"] = options.huge
     try:
-        rows = [section(options, *row) for row in ROWS]
+        for section in options.only or SECTIONS:
+            say(f"section {section}")
+            try:
+                run_section(options, section, report, data)
+                report["ran"][section] = time.strftime("%H:%M")
+            except sides.Unavailable as why:
+                say(f"section {section} did not run: {why}")
     finally:
         if options.huge:
             HUGE_PAGES.write_text(pool_before)
-    report = {"machine": machine.describe(), "pairs": options.pairs, "elems": options.elems,
-              "fio_huge_pages": options.huge, "rows": rows}
-    out = pathlib.Path(options.json)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1))
+    curves.draw(report, out.with_suffix(".png").absolute())
     out.with_suffix(".md").write_text(table(report))
     print(table(report))
 

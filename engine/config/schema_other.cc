@@ -49,7 +49,8 @@ constexpr Key kKeys[] = {
      .type = kBool,
      .rule = Rule::kOnly,
      .only = "false",
-     .effect = "there is no GPUDirect Storage"},
+     .effect = "there is no GPUDirect Storage: state moves between disk and "
+               "host memory"},
     {.path = "aio.thread_count",
      .type = kInt,
      .min = 1,

@@ -343,10 +343,9 @@ constexpr Key kKeys[] = {
     {.path = ZERO "offload_param.pin_memory",
      .type = kBool,
      .def = "true",
-     .rule = Rule::kFixed,
-     .only = "true",
-     .effect = "the server pins its memory where the system allows it, and "
-               "says so where not",
+     .effect = "locks the job's memory in the server where the system allows "
+               "it, and says so where not; false here or in the other "
+               "pin_memory: nothing is locked",
      .difference = "true as since 0.19.5; before it was false"},
 
     {.path = ZERO "offload_optimizer",
@@ -379,10 +378,9 @@ constexpr Key kKeys[] = {
     {.path = ZERO "offload_optimizer.pin_memory",
      .type = kBool,
      .def = "true",
-     .rule = Rule::kFixed,
-     .only = "true",
-     .effect = "the server pins its memory where the system allows it, and "
-               "says so where not",
+     .effect = "locks the job's memory in the server where the system allows "
+               "it, and says so where not; false here or in the other "
+               "pin_memory: nothing is locked",
      .difference = "true as since 0.19.5; before it was false. Pins masters "
                    "and moments too"},
     {.path = ZERO "offload_optimizer.pipeline_read",

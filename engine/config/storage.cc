@@ -37,6 +37,7 @@ StorageSpec ToStorageSpec(const Config& config, std::int32_t local_ranks) {
   spec.memory_budget_bytes = config.stowage.memory_budget_bytes;
   spec.optimizer = place(optimizer.device);
   spec.params = place(param.device);
+  spec.pin_memory = optimizer.pin_memory && param.pin_memory;
   if (!spec.on_nvme()) return spec;
   if (spec.optimizer == Placement::kNvme) {
     AddPath(optimizer.nvme_path, spec.nvme_paths);
@@ -64,7 +65,6 @@ StorageSpec ToStorageSpec(const Config& config, std::int32_t local_ranks) {
       param.max_in_cpu > std::numeric_limits<std::int64_t>::max() / local_ranks
           ? std::numeric_limits<std::int64_t>::max()
           : param.max_in_cpu * local_ranks;
-  spec.pin_memory = optimizer.pin_memory && param.pin_memory;
   return spec;
 }
 

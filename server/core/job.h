@@ -68,6 +68,8 @@ struct CoreServices {
   const storage::SegmentFolder* folder = nullptr;
   bool lock_memory = true;
   std::int32_t kept_slots_max = 6;
+  storage::Disk* disk = nullptr;  // nullptr: the machine's
+  storage::IoBackend io_backend = storage::IoBackend::kAuto;
   std::atomic<std::uint64_t> next_epoch{1};
   std::function<std::string(const JobRecord&)> encode_record;
 };
@@ -214,6 +216,8 @@ class Job {
   // The store on NVMe (job_storage.cc); all by the busy one.
   absl::StatusOr<MemoryPlan> Plan(const RunSpec& run,
                                   const StorageSpec& storage);
+  // Of the latest run: mlock for the job's memory.
+  bool LocksMemory() const;
   absl::Status OpenStore(const MemoryPlan& plan,
                          storage::MemoryReservation reservation);
   absl::Status CloseState();

@@ -102,6 +102,8 @@ class JobRegistryImpl final : public JobRegistry {
     services_.folder = folder_.get();
     services_.lock_memory = options.lock_memory;
     services_.kept_slots_max = options.kept_slots_max;
+    services_.disk = options.disk;
+    services_.io_backend = options.io_backend;
     services_.encode_record = options.encode_record;
   }
   JobRegistryImpl(const JobRegistryImpl&) = delete;
@@ -256,7 +258,7 @@ std::vector<JobInfo> JobRegistryImpl::List() const {
 
 void JobRegistryImpl::FindJobs() {
   for (const std::string& folder : roots_.Folders()) {
-    const auto names = storage::NvmeStore::List(folder);
+    const auto names = storage::NvmeStore::List(folder, options_.disk);
     if (!names.ok()) {
       log::Warning("nvme_root_not_read",
                    {{"folder", folder}, {"reason", names.status().message()}});
@@ -269,12 +271,12 @@ void JobRegistryImpl::FindJobs() {
 void JobRegistryImpl::FindJob(const std::string& folder,
                               const std::string& name) {
   absl::StatusOr<storage::NvmeStoreInfo> info =
-      storage::NvmeStore::Peek(folder, name);
+      storage::NvmeStore::Peek(folder, name, options_.disk);
   absl::Status why = info.status();
   if (info.ok() && info->commits.empty()) {
     // Its initialization was never finished: nothing in it counts.
     const absl::Status removed =
-        storage::NvmeStore::Remove(info->paths, info->job_name);
+        storage::NvmeStore::Remove(info->paths, info->job_name, options_.disk);
     log::Info("unfinished_job_removed",
               {{"job", name},
                {"folder", folder},
@@ -354,8 +356,8 @@ absl::Status JobRegistryImpl::Drop(const std::string& name) {
   {
     MutexLock lock(mutex_);
     if (const auto unfit = unfit_.find(name); unfit != unfit_.end()) {
-      STOWAGE_RETURN_IF_ERROR(
-          storage::NvmeStore::Remove({unfit->second.folder}, name));
+      STOWAGE_RETURN_IF_ERROR(storage::NvmeStore::Remove({unfit->second.folder},
+                                                         name, options_.disk));
       unfit_.erase(unfit);
       log::Info("job_dropped", {{"job", name}});
       return absl::OkStatus();

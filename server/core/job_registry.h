@@ -21,6 +21,11 @@
 #include "absl/status/statusor.h"
 #include "common/job_spec.h"
 
+namespace stowage::storage {
+class Disk;
+enum class IoBackend : std::uint8_t;
+}  // namespace stowage::storage
+
 namespace stowage::core {
 
 // What a session hears without asking. Calls come from the job's own thread or
@@ -107,6 +112,10 @@ struct RegistryOptions {
   // where there are roots.
   std::function<std::string(const JobRecord&)> encode_record;
   std::function<absl::StatusOr<JobRecord>(const std::string&)> decode_record;
+  // For tests: the file system that jobs on NVMe lie on (nullptr: the
+  // machine's), and how it is read (the default: io_uring, else the pool).
+  storage::Disk* disk = nullptr;
+  storage::IoBackend io_backend{};
 };
 
 // Thread safety: thread-safe. Shutdown: sessions first, then the registry.

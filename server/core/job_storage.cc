@@ -98,7 +98,7 @@ absl::StatusOr<std::unique_ptr<Job::Run>> Job::MakeRun(
           {.buffers = plan.sum_buffers,
            .store = nvme_ == nullptr ? nullptr : nvme_->spill()},
           {.job_id = id_, .epoch = made->epoch}, *services_->folder,
-          services_->lock_memory, services_->budget, std::move(reservation)));
+          LocksMemory(), services_->budget, std::move(reservation)));
   if (residency_ != nullptr) {
     residency_->BeginRun(made->epoch, run.local_ranks, run.micro_steps,
                          store_->committed().step);
@@ -135,8 +135,7 @@ absl::Status Job::AllocateJob(storage::MemoryReservation reservation,
   STOWAGE_ASSIGN_OR_RETURN(
       std::unique_ptr<ParamSegment> params,
       ParamSegment::Create(
-          layout_, id_, *services_->folder, services_->lock_memory,
-          services_->budget,
+          layout_, id_, *services_->folder, LocksMemory(), services_->budget,
           reservation.Split(reservation.bytes() - plan.need.state_bytes),
           plan.params_leased));
   std::vector<std::int32_t> first;
@@ -159,16 +158,22 @@ absl::Status Job::AllocateJob(storage::MemoryReservation reservation,
   return absl::OkStatus();
 }
 
+bool Job::LocksMemory() const {
+  return services_->lock_memory && asked_.storage.pin_memory;
+}
+
 absl::Status Job::OpenStore(const MemoryPlan& plan,
                             storage::MemoryReservation reservation) {
   if (!spec_.storage.on_nvme()) {
     STOWAGE_ASSIGN_OR_RETURN(
         store_,
-        storage::HostStore::Create(layout_, services_->lock_memory,
-                                   services_->budget, std::move(reservation)));
+        storage::HostStore::Create(layout_, LocksMemory(), services_->budget,
+                                   std::move(reservation)));
     return absl::OkStatus();
   }
   storage::NvmeStoreOptions options = plan.store;
+  options.disk = services_->disk;
+  options.backend = services_->io_backend;
   options.lock_memory = options.lock_memory && services_->lock_memory;
   absl::StatusOr<std::unique_ptr<storage::NvmeStore>> opened;
   if (on_disk_.has_value()) {
@@ -356,7 +361,12 @@ absl::Status Job::WriteInitialState() {
 void Job::RefreshDiskFigures() {
   if (nvme_ == nullptr) return;
   const std::vector<std::int64_t> steps = nvme_->KeptSteps();
-  const storage::NvmeStoreStats stats = nvme_->stats();
+  storage::NvmeStoreStats stats = nvme_->stats();
+  for (const storage::UnitStore* units : {nvme_->params(), nvme_->spill()}) {
+    if (units == nullptr) continue;
+    stats.bytes_read += units->bytes_read();
+    stats.bytes_written += units->bytes_written();
+  }
   MutexLock lock(mutex_);
   kept_steps_ = steps;
   disk_stats_ = stats;
@@ -429,9 +439,10 @@ absl::Status Job::RewindBusy(std::int64_t step) {
     return absl::OkStatus();
   }
   const std::string& folder = spec_.storage.nvme_paths.front();
-  STOWAGE_RETURN_IF_ERROR(storage::RewindClosed(folder, spec_.name, step));
-  STOWAGE_ASSIGN_OR_RETURN(on_disk_,
-                           storage::NvmeStore::Peek(folder, spec_.name));
+  STOWAGE_RETURN_IF_ERROR(
+      storage::RewindClosed(folder, spec_.name, step, services_->disk));
+  STOWAGE_ASSIGN_OR_RETURN(
+      on_disk_, storage::NvmeStore::Peek(folder, spec_.name, services_->disk));
   std::vector<std::int64_t> steps;
   for (const storage::CommitRecord& commit : on_disk_->commits) {
     steps.push_back(commit.step);
@@ -442,8 +453,8 @@ absl::Status Job::RewindBusy(std::int64_t step) {
 }
 
 void Job::RemoveFiles(const std::string& why) {
-  absl::Status status =
-      storage::NvmeStore::Remove(spec_.storage.nvme_paths, spec_.name);
+  absl::Status status = storage::NvmeStore::Remove(spec_.storage.nvme_paths,
+                                                   spec_.name, services_->disk);
   if (status.ok()) {
     log::Info("nvme_store_removed", {{"job", spec_.name}, {"reason", why}});
   } else {

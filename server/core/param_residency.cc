@@ -178,6 +178,15 @@ void ParamResidency::LetGo(std::int32_t unit) {
 absl::Status ParamResidency::BeginWrite(std::int32_t unit, bool load,
                                         bool give_up) {
   MutexLock lock(mutex_);
+  // What is read for this writer must not be evicted again before it wakes.
+  ++At(unit).writers_waiting;
+  absl::Status status = AwaitWritable(unit, load, give_up);
+  --At(unit).writers_waiting;
+  return status;
+}
+
+absl::Status ParamResidency::AwaitWritable(std::int32_t unit, bool load,
+                                           bool give_up) {
   Unit& state = At(unit);
   while (status_.ok()) {
     if (state.where == Where::kFilling) return absl::OkStatus();
@@ -292,7 +301,8 @@ bool ParamResidency::MakeRoom(std::int64_t bytes, std::int64_t keep_within) {
     std::int64_t farthest = keep_within;
     for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
       const Unit& unit = At(u);
-      if (unit.where != Where::kIn || unit.holds > 0 || unit.bytes == 0) {
+      if (unit.where != Where::kIn || unit.holds > 0 ||
+          unit.writers_waiting > 0 || unit.bytes == 0) {
         continue;
       }
       if (Wanted(u)) continue;

@@ -111,11 +111,12 @@ class ParamResidency {
   struct Unit {
     Where where = Where::kOut;
     std::int64_t bytes = 0;
-    std::int64_t version = 0;        // of what memory or else the store has
-    std::int32_t holds = 0;          // by ranks and by the server
-    std::vector<bool> held_by;       // by rank
-    std::vector<std::int64_t> uses;  // positions in the trace, ascending
-    std::int64_t last_touch = 0;     // for passes without a trace
+    std::int64_t version = 0;          // of what memory or else the store has
+    std::int32_t holds = 0;            // by ranks and by the server
+    std::int32_t writers_waiting = 0;  // in BeginWrite()
+    std::vector<bool> held_by;         // by rank
+    std::vector<std::int64_t> uses;    // positions in the trace, ascending
+    std::int64_t last_touch = 0;       // for passes without a trace
   };
   struct Request {
     std::int32_t rank = 0;
@@ -140,6 +141,8 @@ class ParamResidency {
       REQUIRES(mutex_);
   std::int64_t Distance(const Unit& unit) const REQUIRES(mutex_);
   bool Wanted(std::int32_t unit) const REQUIRES(mutex_);
+  absl::Status AwaitWritable(std::int32_t unit, bool load, bool give_up)
+      REQUIRES(mutex_);
   bool MakeRoom(std::int64_t bytes, std::int64_t keep_within) REQUIRES(mutex_);
   bool StartRead(std::int32_t unit, std::int64_t keep_within) REQUIRES(mutex_);
   void Pump(std::vector<LeaseGrant>* grants) REQUIRES(mutex_);

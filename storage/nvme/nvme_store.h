@@ -58,6 +58,7 @@ struct NvmeStoreStats {
   double read_wait_seconds = 0;    // AcquireNext() waited for reads
   double write_wait_seconds = 0;   // for writes, where memory ran out
   double commit_seconds = 0;       // in Commit()
+  std::int64_t submit_calls = 0;   // system calls that started I/O of state
 };
 
 // Thread safety: as StateStore; params() and spill() are thread-safe themselves

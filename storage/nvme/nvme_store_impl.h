@@ -79,7 +79,11 @@ class NvmeStoreImpl final : public NvmeStore {
   UnitStore* params() override { return params_.get(); }
   UnitStore* spill() override { return sums_.get(); }
   absl::Status Close() override;
-  NvmeStoreStats stats() const override { return stats_; }
+  NvmeStoreStats stats() const override {
+    NvmeStoreStats stats = stats_;
+    if (queue_ != nullptr) stats.submit_calls = queue_->engine().submit_calls();
+    return stats;
+  }
   std::string DescribeIo() const override;
 
  private:

@@ -3,7 +3,8 @@
 //
 // Fault model: SIGKILL of stowd at any instant, or at one of the points that
 // are compiled in (common/crash_point.h); the kernel and the disk live. Seeded;
-// STOWAGE_TEST_SEED and STOWAGE_NVME_KILLS (20) change seed and number.
+// STOWAGE_TEST_SEED and STOWAGE_NVME_KILLS (300; 30 with sanitizers) change
+// seed and number.
 
 #include <signal.h>
 #include <sys/wait.h>
@@ -28,6 +29,12 @@ namespace stowage::testing {
 namespace {
 
 namespace fs = std::filesystem;
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr std::int64_t kKills = 30;
+#else
+constexpr std::int64_t kKills = 300;
+#endif
 
 std::int64_t FromEnvironment(const char* name, std::int64_t otherwise) {
   const char* text = std::getenv(name);
@@ -158,7 +165,7 @@ class NvmeCrashTest : public ClientServerTest {
 };
 
 TEST_F(NvmeCrashTest, KilledAtAnyInstantItIsAtACommittedStep) {
-  const std::int64_t kills = FromEnvironment("STOWAGE_NVME_KILLS", 20);
+  const std::int64_t kills = FromEnvironment("STOWAGE_NVME_KILLS", kKills);
   const std::int64_t seed = FromEnvironment("STOWAGE_TEST_SEED", 20261124);
   std::printf("seed %ld (STOWAGE_TEST_SEED), %ld kills (STOWAGE_NVME_KILLS)\n",
               static_cast<long>(seed), static_cast<long>(kills));

@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -17,6 +19,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -280,6 +283,84 @@ TEST_F(NvmeJobTest, GoesOnAfterTheServerAsIfItHadNeverStopped) {
     resumed->Close(true);
     EXPECT_TRUE(disk_.Files().empty());
   }
+}
+
+// Bytes of a folder's parameter segments that memory holds.
+std::int64_t ParamsInMemory(const std::string& shm_dir) {
+  std::int64_t bytes = 0;
+  for (const auto& entry : fs::directory_iterator(shm_dir)) {
+    struct stat info {};
+    if (entry.path().filename().string().find("param") == std::string::npos ||
+        ::stat(entry.path().c_str(), &info) != 0) {
+      continue;
+    }
+    bytes += std::int64_t{info.st_blocks} * 512;
+  }
+  return bytes;
+}
+
+// The trace is kept with the job: after a restart the first units of a step are
+// read before any rank asks for them.
+TEST_F(NvmeJobTest, AfterARestartTheFirstUnitsAreReadAtOnce) {
+  const RunSpec run = MakeRun(1, 1);
+  JobSpec job = NvmeJob();
+  job.storage.params = Placement::kNvme;
+  job.storage.max_in_cpu_elems = 0;
+  for (const bool told : {false, true}) {
+    SCOPED_TRACE(told ? "with a trace" : "without");
+    std::int32_t units = 0;
+    {
+      auto registry = MakeNvmeRegistry();
+      auto started = StartRun(*registry, job, run);
+      ASSERT_NE(started, nullptr);
+      units = started->rank(0).layout().unit_count();
+      std::vector<std::int32_t> order;
+      for (std::int32_t u = units; u-- > 0;) order.push_back(u);
+      if (told) {
+        ASSERT_OK(started->rank(0).session().SetForwardOrder(order, order));
+      }
+      Train(*started, 0, 2);
+      started->Close(false);
+    }
+    auto registry = MakeNvmeRegistry();
+    const std::int64_t idle = ParamsInMemory(folder_.path());
+    auto resumed = StartRun(*registry, job, MakeRun(1, 1, 'x'));
+    ASSERT_NE(resumed, nullptr);
+    // Nobody leases anything. The last unit is the first of the order.
+    const std::int64_t first = resumed->rank(0)
+                                   .layout()
+                                   .units()[static_cast<std::size_t>(units - 1)]
+                                   .elems *
+                               2;
+    std::int64_t read = 0;
+    for (int i = 0; i < 200 && read < first; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(told ? 10 : 1));
+      read = ParamsInMemory(folder_.path()) - idle - 2 * 4096;
+    }
+    if (told) {
+      EXPECT_GE(read, first);
+    } else {
+      EXPECT_LT(read, first) << "nothing is known to be read";
+    }
+    resumed->Close(false);
+    ASSERT_OK(registry->Drop("gpt"));
+  }
+}
+
+TEST_F(NvmeJobTest, RewindTakesMilliseconds) {
+  auto registry = MakeNvmeRegistry();
+  auto started = StartRun(*registry, NvmeJob(), MakeRun(1, 1));
+  ASSERT_NE(started, nullptr);
+  Train(*started, 0, 3);
+  started->Close(false);
+  const auto begin = std::chrono::steady_clock::now();
+  ASSERT_OK(registry->Rewind("gpt", 2));
+  const auto took = std::chrono::steady_clock::now() - begin;
+  std::printf("%.2f ms\n",
+              std::chrono::duration<double, std::milli>(took).count());
+  // A flush on a busy disk may take a while; reading or writing state takes
+  // longer than this on any disk where it is larger than a test's.
+  EXPECT_LT(took, std::chrono::milliseconds(200));
 }
 
 TEST_F(NvmeJobTest, RewindReturnsToAKeptStepAndTrainsOnFromThere) {

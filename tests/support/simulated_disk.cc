@@ -84,12 +84,14 @@ class SimulatedDisk::Engine final : public storage::IoEngine {
     MutexLock lock(disk_.mutex_);
     if (disk_.queues_full_ && disk_.Random(3) == 0) return 0;
     std::int32_t taken = 0;
+    const bool overlapped = !done_.empty();
     for (const storage::IoRequest& request : requests) {
       if (static_cast<std::int32_t>(done_.size()) >= depth_) break;
       if (disk_.queues_full_ && taken == 1) break;
       Do(request);
       ++taken;
     }
+    Count(taken, overlapped);
     return taken;
   }
 
@@ -118,7 +120,19 @@ class SimulatedDisk::Engine final : public storage::IoEngine {
   std::string Describe() const override { return "simulated"; }
 
  private:
+  void Count(std::int32_t taken, bool overlapped) REQUIRES(disk_.mutex_) {
+    if (taken == 0) return;
+    Counts& counts = disk_.counts_;
+    ++counts.submits;
+    if (overlapped) ++counts.overlapped_submits;
+    counts.in_flight_max =
+        std::max(counts.in_flight_max, static_cast<std::int64_t>(done_.size()));
+  }
+
   void Do(const storage::IoRequest& request) REQUIRES(disk_.mutex_) {
+    ++disk_.counts_.requests;
+    disk_.counts_.request_bytes_max =
+        std::max(disk_.counts_.request_bytes_max, request.bytes);
     auto& file =
         static_cast<File&>(*files_[static_cast<std::size_t>(request.file)]);
     Fault fault;
@@ -190,6 +204,11 @@ std::int64_t SimulatedDisk::events() const {
 void SimulatedDisk::CutPowerAt(std::int64_t index) {
   MutexLock lock(mutex_);
   cut_at_ = index;
+}
+
+SimulatedDisk::Counts SimulatedDisk::TakeCounts() {
+  MutexLock lock(mutex_);
+  return std::exchange(counts_, {});
 }
 
 bool SimulatedDisk::powered() const {

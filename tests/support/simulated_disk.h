@@ -70,6 +70,16 @@ class SimulatedDisk final : public storage::Disk {
   // Synchronous writes (manifests) of such a path fail; 0: no more.
   void FailWriteAt(std::string part, int error);
 
+  // --- What engines were asked, since the last call.
+  struct Counts {
+    std::int64_t requests = 0;
+    std::int64_t submits = 0;             // that took any request
+    std::int64_t overlapped_submits = 0;  // while others were in flight
+    std::int64_t in_flight_max = 0;       // of one engine
+    std::int64_t request_bytes_max = 0;
+  };
+  Counts TakeCounts();
+
   // --- Tampering, as a bad device would.
   std::string Contents(const std::string& path) const;
   void SetContents(const std::string& path, std::string contents);
@@ -136,6 +146,7 @@ class SimulatedDisk final : public storage::Disk {
   bool powered_ GUARDED_BY(mutex_) = true;
   std::int64_t requests_ GUARDED_BY(mutex_) = 0;
   bool queues_full_ GUARDED_BY(mutex_) = false;
+  Counts counts_ GUARDED_BY(mutex_);
   std::function<Fault(const Request&)> injector_ GUARDED_BY(mutex_);
   std::pair<std::string, int> flush_fault_ GUARDED_BY(mutex_);
   std::pair<std::string, int> write_fault_ GUARDED_BY(mutex_);

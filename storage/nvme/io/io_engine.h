@@ -64,6 +64,9 @@ class IoEngine {
   virtual std::int32_t Poll(std::int32_t min,
                             std::vector<IoCompletion>* completions) = 0;
 
+  // System calls that handed requests over; 0 where there are none.
+  virtual std::int64_t submit_calls() const { return 0; }
+
   // "io_uring, registered files and buffers".
   virtual std::string Describe() const = 0;
 };

@@ -106,6 +106,10 @@ class UringEngine final : public IoEngine {
     return got;
   }
 
+  std::int64_t submit_calls() const override {
+    return submit_calls_.load(std::memory_order_relaxed);
+  }
+
   std::string Describe() const override {
     return absl::StrCat("io_uring, depth ", depth_, ", ",
                         files_registered_ ? "" : "un", "registered files, ",
@@ -159,6 +163,7 @@ class UringEngine final : public IoEngine {
   void Enter() {
     for (int tries = 0; tries < 1000; ++tries) {
       const int submitted = io_uring_submit(&ring_);
+      submit_calls_.fetch_add(1, std::memory_order_relaxed);
       if (submitted >= 0 && io_uring_sq_ready(&ring_) == 0) return;
       if (submitted < 0 && submitted != -EINTR && submitted != -EAGAIN &&
           submitted != -EBUSY) {
@@ -189,6 +194,7 @@ class UringEngine final : public IoEngine {
   int submit_error_ = 0;  // of the submitting thread
   std::vector<int> fds_;
   std::atomic<std::int32_t> in_flight_{0};
+  std::atomic<std::int64_t> submit_calls_{0};
   io_uring ring_{};
 };
 

@@ -94,6 +94,24 @@ TEST_F(JobLimitsTest, PinnedBytesAreTheSumOfWhatTheJobSays) {
   }
 }
 
+TEST_F(JobLimitsTest, PinMemoryLocksTheJobsMemory) {
+  RegistryOptions options;
+  options.lock_memory = true;
+  auto registry = MakeRegistry(options);
+  std::int64_t locked[2] = {};
+  for (const bool pin : {false, true}) {
+    JobSpec job = SmallJob();
+    job.storage.pin_memory = pin;
+    auto run = StartRun(*registry, job, MakeRun(1, 1));
+    ASSERT_NE(run, nullptr);
+    locked[pin ? 1 : 0] = registry->Info().locked_bytes;
+    run->Close(true);
+  }
+  EXPECT_EQ(locked[0], 0);
+  if (locked[1] == 0) GTEST_SKIP() << "memory may not be locked here";
+  EXPECT_GE(locked[1], 12 * Layout::Create(SmallModel())->state_elems());
+}
+
 TEST_F(JobLimitsTest, MoreJobsThanAllowedAreRefused) {
   RegistryOptions options;
   options.jobs_max = 2;

@@ -40,6 +40,8 @@ class MemoryUnits final : public storage::UnitStore {
     return absl::OkStatus();
   }
   absl::Status Await(std::int32_t /*unit*/) override {
+    MutexLock lock(mutex_);
+    while (slow_) arrived_.Wait(mutex_);
     return absl::OkStatus();
   }
   bool Done(std::int32_t /*unit*/) override { return true; }
@@ -49,6 +51,12 @@ class MemoryUnits final : public storage::UnitStore {
   std::vector<std::int32_t> TakeReads() {
     MutexLock lock(mutex_);
     return std::exchange(reads_, {});
+  }
+  // Nothing arrives while it is on.
+  void BeSlow(bool slow) {
+    MutexLock lock(mutex_);
+    slow_ = slow;
+    arrived_.NotifyAll();
   }
   void Break(bool broken) {
     MutexLock lock(mutex_);
@@ -61,6 +69,8 @@ class MemoryUnits final : public storage::UnitStore {
   std::map<std::int32_t, std::vector<std::byte>> bytes_ GUARDED_BY(mutex_);
   std::vector<std::int32_t> reads_ GUARDED_BY(mutex_);
   bool broken_ GUARDED_BY(mutex_) = false;
+  bool slow_ GUARDED_BY(mutex_) = false;
+  CondVar arrived_;
 };
 
 constexpr std::int32_t kUnits = 5;
@@ -68,7 +78,8 @@ constexpr std::int64_t kUnitBytes = 2048 * 4;
 
 class ParamResidencyTest : public ::testing::Test {
  protected:
-  void Make(std::int64_t units_in_memory, std::int32_t ahead) {
+  void Make(std::int64_t units_in_memory, std::int32_t ahead,
+            std::int64_t ahead_bytes = 1 << 20) {
     LayoutSpec spec;
     spec.groups = {{.name = "g"}};
     for (std::int32_t u = 0; u < kUnits; ++u) {
@@ -87,7 +98,7 @@ class ParamResidencyTest : public ::testing::Test {
         ParamResidency::Options{
             .limit_bytes = units_in_memory * kUnitBytes,
             .ahead_units = ahead,
-            .ahead_bytes = 1 << 20,
+            .ahead_bytes = ahead_bytes,
             .granted =
                 [this](const std::vector<LeaseGrant>& grants) {
                   MutexLock lock(mutex_);
@@ -237,6 +248,31 @@ TEST_F(ParamResidencyTest, ReadsAheadAlongTheTrace) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     EXPECT_EQ(Value(u + 1), (u + 1) * 100);
+  }
+}
+
+// offload_param.buffer_count and buffer_size: what may be on its way at once.
+TEST_F(ParamResidencyTest, ReadsAheadSoManyUnitsAndBytesAtMost) {
+  struct Case {
+    std::int32_t units;
+    std::int64_t bytes;
+    std::size_t reads;
+  };
+  for (const Case& c :
+       {Case{1, 1 << 20, 1}, Case{3, 1 << 20, 3}, Case{4, 2 * kUnitBytes, 2},
+        Case{4, kUnitBytes / 2, 1}}) {
+    SCOPED_TRACE(absl::StrCat(c.units, " units, ", c.bytes, " bytes"));
+    residency_.reset();
+    params_.reset();
+    folder_.reset();
+    Make(5, c.units, c.bytes);
+    residency_->Reset(0);  // all are out
+    residency_->SetTrace({0, 1, 2, 3, 4});
+    store_->TakeReads();
+    store_->BeSlow(true);
+    residency_->BeginRun(1, 1, 1, 0);
+    EXPECT_EQ(store_->TakeReads().size(), c.reads);
+    store_->BeSlow(false);
   }
 }
 

@@ -610,6 +610,10 @@ TEST(StorageOf, EachKeyReachesTheServer) {
             [](StorageSpec& s) { s.memory_budget_bytes = 6; }},
            {[](Config& c) { c.stowage.nvme_budget_bytes = 6; },
             [](StorageSpec& s) { s.nvme_budget_bytes = 6; }},
+           {[](Config& c) {
+              c.zero_optimization.offload_param.pin_memory = false;
+            },
+            [](StorageSpec& s) { s.pin_memory = false; }},
            {[](Config& c) { c.stowage.kept_steps = 4; },
             [](StorageSpec& s) { s.kept_steps = 4; }},
            {[](Config& c) {
