@@ -38,5 +38,7 @@ void AddFsckCommand(CLI::App& app, Invocation& invocation);
 void AddInfoCommand(CLI::App& app, Invocation& invocation);
 void AddJobCommands(CLI::App& app, Invocation& invocation);
 void AddConfigCommands(CLI::App& app, Invocation& invocation);
+void AddPlanCommand(CLI::App& app, Invocation& invocation);
+void AddPlotCommand(CLI::App& app, Invocation& invocation);
 
 }  // namespace stowage::cli

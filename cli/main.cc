@@ -20,6 +20,9 @@ constexpr char kFooter[] = R"(Examples:
   stowctl config explain ds.json --world-size 2 --hidden-size 512 \
       --micro-batch 4 --lr 1e-3         what every key comes to (no server)
   stowctl config schedule ds.json --steps 100
+  stowctl plan ds.json --parameters 85000000 --ranks 2    does it fit, how fast
+  stowctl plan ds.json --run out/run1   the same beside what a run needed
+  stowctl plot out/run1                 loss and loss scale as a picture
 
 The server is --server, else $STOWAGE_SERVER, else the address that stowd
 listens on by itself.
@@ -33,9 +36,8 @@ int main(int argc, char** argv) {
   stowage::cli::Invocation invocation;
   invocation.server = stowage::proto::DefaultAddress();
   CLI::App app{
-      "stowctl shows and manages the jobs of a stowd, and explains "
-      "configuration "
-      "files.",
+      "stowctl shows and manages the jobs of a stowd, explains configuration "
+      "files, plans jobs and plots runs.",
       "stowctl"};
   app.footer(kFooter);
   app.set_version_flag("--version", "stowctl " STOWAGE_VERSION);
@@ -51,6 +53,8 @@ int main(int argc, char** argv) {
   stowage::cli::AddJobCommands(app, invocation);
   stowage::cli::AddFsckCommand(app, invocation);
   stowage::cli::AddConfigCommands(app, invocation);
+  stowage::cli::AddPlanCommand(app, invocation);
+  stowage::cli::AddPlotCommand(app, invocation);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -90,6 +90,11 @@ struct Verdict {
   std::string first_nonfinite_param;  // empty if all are finite
   // What the ranks gave to prepare, rank by rank, each as long as it was.
   std::vector<std::vector<double>> rank_scalars;
+  // Where the time until this answer went. Rank by rank, how long its prepare
+  // waited for the last rank's; empty from a server that does not say.
+  std::vector<double> rank_wait_seconds;
+  // What the server's updates have waited for its disks, cumulative.
+  double disk_wait_seconds = 0;
 };
 
 // Ends step `step` (counted from 0: the step that makes version step + 1).

@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <thread>
@@ -14,7 +15,6 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "engine/checkpoint/client_state.h"
-#include "engine/monitor/step_log.h"
 #include "engine/torch_status.h"
 
 namespace stowage::engine {
@@ -32,9 +32,13 @@ double MsSince(Clock::time_point begin) {
 absl::StatusOr<at::Tensor> Engine::Forward(
     const std::function<at::Tensor()>& body) {
   const auto begin = Clock::now();
+  reporter_.Memory("before forward");
   at::Tensor output;
   STOWAGE_RETURN_IF_ERROR(CatchStatus("forward", [&] { output = body(); }));
-  forward_ms_ += MsSince(begin);
+  const double ms = MsSince(begin);
+  forward_ms_ += ms;
+  micro_forward_ms_ += ms;
+  reporter_.Memory("after forward");
   return output;
 }
 
@@ -58,6 +62,7 @@ absl::Status Engine::Backward(const at::Tensor& loss) {
     return absl::InvalidArgumentError(
         "backward: the loss must be a tensor of one element");
   }
+  reporter_.Memory("before backward");
   STOWAGE_RETURN_IF_ERROR(CatchStatus("backward", [&] {
     collector_->BeginMicroStep(step_, micro);
     const at::Tensor seed =
@@ -75,7 +80,11 @@ absl::Status Engine::Backward(const at::Tensor& loss) {
       order_sent_ = true;
     }
   }
-  backward_ms_ += MsSince(begin);
+  const double ms = MsSince(begin);
+  backward_ms_ += ms;
+  reporter_.Memory("after backward");
+  reporter_.MicroBatch(
+      {.forward = std::exchange(micro_forward_ms_, 0.0), .backward = ms});
   return absl::OkStatus();
 }
 
@@ -137,13 +146,19 @@ absl::StatusOr<StepResult> Engine::Step(const std::string& user_state) {
         "step: ", micro_losses_.size(), " of ",
         config().gradient_accumulation_steps, " micro steps done"));
   }
+  reporter_.Memory("before step");
   STOWAGE_ASSIGN_OR_RETURN(StepResult result, StepInner(user_state));
   result.forward_ms = std::exchange(forward_ms_, 0.0);
   result.backward_ms = std::exchange(backward_ms_, 0.0);
   const ExchangeWaits waits = exchange_->TakeWaits();
   result.wait_params_ms = waits.params_seconds * 1e3;
   result.wait_prepare_ms = waits.prepare_seconds * 1e3;
+  result.wait_ranks_ms = std::min(result.wait_ranks_ms, result.wait_prepare_ms);
+  result.wait_disk_ms = std::min(
+      result.wait_disk_ms, result.wait_params_ms + result.wait_prepare_ms);
+  result.gradients_ms = waits.gradients_seconds * 1e3;
   result.step_ms = MsSince(begin);
+  reporter_.Memory("after step");
   if (options_.launch.rank == 0) Report(result);
   return result;
 }
@@ -173,6 +188,16 @@ absl::StatusOr<StepResult> Engine::StepInner(const std::string& user_state) {
   }
   result.loss = loss_sum / (static_cast<double>(micros) *
                             static_cast<double>(verdict.rank_scalars.size()));
+  const auto local_rank = static_cast<std::size_t>(options_.launch.local_rank);
+  if (local_rank < verdict.rank_wait_seconds.size()) {
+    result.wait_ranks_ms = verdict.rank_wait_seconds[local_rank] * 1e3;
+  }
+  const double disk_before =
+      std::exchange(disk_wait_seconds_, verdict.disk_wait_seconds);
+  if (disk_before >= 0) {
+    result.wait_disk_ms =
+        std::max(0.0, verdict.disk_wait_seconds - disk_before) * 1e3;
+  }
   const bool overflow = !std::isfinite(verdict.sum_of_squares);
   STOWAGE_ASSIGN_OR_RETURN(
       const precision::LossScaleUpdate update,
@@ -209,52 +234,6 @@ absl::StatusOr<StepResult> Engine::StepInner(const std::string& user_state) {
   return result;
 }
 
-void Engine::Report(const StepResult& result) {
-  const config::Config& config = this->config();
-  const std::int64_t x = result.global_samples;
-  const double next_lr = schedule_.Lr(applied_steps_, 0);
-  std::vector<monitor::Event> events = {
-      {monitor::kEventTrainLoss, result.loss, x},
-      {monitor::kEventLr, next_lr, x},
-      {monitor::kEventGradNorm, result.gradient_norm, x}};
-  if (config.precision == Dtype::kFp16) {
-    events.push_back({monitor::kEventLossScale, scaler_.scale(), x,
-                      scaler_.scale_is_integer()});
-  }
-  if (config.wall_clock_breakdown) {
-    events.push_back({monitor::kEventForwardMs, result.forward_ms, x});
-    events.push_back({monitor::kEventBackwardMs, result.backward_ms, x});
-    events.push_back({monitor::kEventStepMs, result.step_ms, x});
-  }
-  if (const absl::Status written = monitors_.WriteEvents(events);
-      !written.ok() && !monitor_failed_) {
-    monitor_failed_ = true;  // once: a full disk must not flood the log
-    log::Warning("monitor failed, training goes on",
-                 {{"cause", written.ToString()}});
-  }
-  if (monitor::StepLineDue(result.step, config.steps_per_print)) {
-    std::vector<double> lrs;
-    std::vector<schedule::Betas> betas;
-    for (int g = 0; g < static_cast<int>(options_.groups.size()); ++g) {
-      lrs.push_back(schedule_.Lr(applied_steps_, g));
-      betas.push_back(schedule_.BetasAt(applied_steps_, g));
-    }
-    log::Info(monitor::StepLine(result.step, skipped_steps_, lrs, betas));
-  }
-  if (config.wall_clock_breakdown) {
-    const std::vector<monitor::NamedTime> times = {
-        {"fwd", result.forward_ms},
-        {"bwd", result.backward_ms},
-        {"bwd_inner", result.backward_ms},
-        {"bwd_allreduce", 0.0},
-        {"step", result.step_ms},
-        {"wait_params", result.wait_params_ms},
-        {"wait_server", result.wait_prepare_ms}};
-    std::printf("%s\n", monitor::TimeLine(options_.launch.rank, times).c_str());
-    std::fflush(stdout);
-  }
-}
-
 absl::StatusOr<at::Tensor> Engine::ReadParam(int unit, int param,
                                              StateKind kind) {
   const Layout::Unit& shape = layout().units()[static_cast<std::size_t>(unit)];
@@ -272,7 +251,7 @@ absl::StatusOr<at::Tensor> Engine::ReadParam(int unit, int param,
 }
 
 absl::Status Engine::Close(bool keep) {
-  monitors_.Flush().IgnoreError();
+  reporter_.Flush();
   coordinator_.reset();
   if (session_ == nullptr) return absl::OkStatus();
   const absl::Status closed = session_->Close(/*close_job=*/!keep);

@@ -25,6 +25,7 @@
 #include <torch/nn/module.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -40,7 +41,7 @@
 #include "engine/config/config.h"
 #include "engine/exchange/exchange.h"
 #include "engine/exchange/rendezvous.h"
-#include "engine/monitor/monitor.h"
+#include "engine/monitor/step_reporter.h"
 #include "engine/precision/loss_scaler.h"
 #include "engine/schedule/schedule.h"
 #include "engine/zero/coordinator.h"
@@ -67,7 +68,8 @@ struct EngineOptions {
   // Index in `groups` for a trainable parameter. Absent: 0.
   std::function<int(const std::string& name, const at::Tensor& parameter)>
       group_of;
-  std::string monitor_root;  // where relative monitor paths start
+  std::string monitor_root;            // where relative monitor paths start
+  std::int64_t tokens_per_sample = 0;  // for the monitors; 0: unknown
   // Overrides for tests and benches.
   int server_threads = 0;
 };
@@ -87,6 +89,9 @@ struct StepResult {
   double step_ms = 0;
   double wait_params_ms = 0;   // of it, waiting for versions
   double wait_prepare_ms = 0;  // of step_ms, waiting for landing and peers
+  double wait_ranks_ms = 0;    // of wait_prepare_ms, waiting for other ranks
+  double wait_disk_ms = 0;     // of the waits, while the server's disks worked
+  double gradients_ms = 0;     // of backward_ms, handing gradients over
 };
 
 // One rank's engine. Thread safety: one thread; RequestStop() from anywhere,
@@ -200,6 +205,9 @@ class Engine {
                           const precision::LossScaleUpdate& update,
                           const std::string& user_state, StepResult* result);
   absl::StatusOr<StepResult> StepInner(const std::string& user_state);
+  // engine_report.cc
+  absl::Status MakeReporter();
+  std::optional<monitor::TierBytes> Tiers();
   void Report(const StepResult& result);
 
   EngineOptions options_;
@@ -217,8 +225,11 @@ class Engine {
   std::unique_ptr<GradientCollector> collector_;
   schedule::Schedule schedule_;
   precision::LossScaler scaler_;
-  monitor::MultiMonitor monitors_;
-  bool monitor_failed_ = false;
+  monitor::StepReporter reporter_;
+  std::chrono::steady_clock::time_point last_report_;
+  // The server's, cumulative, as of the last verdict; negative: none yet.
+  double disk_wait_seconds_ = -1;
+  double micro_forward_ms_ = 0;  // of the current micro step
 
   bool resumed_ = false;
   std::int64_t step_ = 0;

@@ -301,6 +301,7 @@ absl::Status Engine::Start() {
   options.model_persistence_threshold_elems =
       zero.stage3_model_persistence_threshold;
   options.log_trace = zero.log_trace_cache_warnings;
+  options.auto_cast = config.fp16.auto_cast && config.precision == Dtype::kFp16;
   if (info.params_leased) {
     // A unit is leased as a whole, and what is leased stays in the server's
     // memory: nothing may be kept for good, nor more than the server allows.
@@ -334,9 +335,7 @@ absl::Status Engine::Start() {
   applied_steps_ = info.applied_steps;
   coordinator_->SetStep(step_);
   STOWAGE_RETURN_IF_ERROR(RestoreClientState(info));
-  STOWAGE_ASSIGN_OR_RETURN(
-      monitors_, monitor::MultiMonitor::Create(config, options_.launch.rank,
-                                               options_.monitor_root));
+  STOWAGE_RETURN_IF_ERROR(MakeReporter());
   start_seconds_ =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin)
           .count();

@@ -341,6 +341,12 @@ absl::StatusOr<Verdict> DecodeVerdict(const v1::Verdict& message) {
     verdict.rank_scalars.emplace_back(rank.values().begin(),
                                       rank.values().end());
   }
+  STOWAGE_RETURN_IF_ERROR(CheckRange("verdict: waits of ranks",
+                                     message.rank_wait_seconds_size(), 0,
+                                     kLocalRanksMax));
+  verdict.rank_wait_seconds.assign(message.rank_wait_seconds().begin(),
+                                   message.rank_wait_seconds().end());
+  verdict.disk_wait_seconds = message.disk_wait_seconds();
   return verdict;
 }
 
@@ -352,6 +358,9 @@ void EncodeVerdict(const Verdict& verdict, v1::Verdict* message) {
     message->add_rank_scalars()->mutable_values()->Assign(scalars.begin(),
                                                           scalars.end());
   }
+  message->mutable_rank_wait_seconds()->Assign(
+      verdict.rank_wait_seconds.begin(), verdict.rank_wait_seconds.end());
+  message->set_disk_wait_seconds(verdict.disk_wait_seconds);
 }
 
 absl::Status DecodeStateChunk(const v1::StateChunk& message,

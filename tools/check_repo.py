@@ -32,7 +32,9 @@ INCLUDES = {
     "engine": ["common", "optim", "client", "engine/..."],
     "engine/config": ["common", "engine/schedule"],
     "engine/plan": ["common"],
-    "cli": ["common", "client", "proto", "storage", "storage/nvme", "engine/config", "engine/schedule"],
+    "forecast": ["common", "optim", "server/core", "storage", "storage/nvme", "engine/config"],
+    "cli": ["common", "client", "proto", "storage", "storage/nvme", "engine/config", "engine/schedule",
+            "engine/monitor", "forecast"],
     "examples": ["common", "optim", "client", "engine/...", "examples/..."],
     "bench": ["..."],
     "tests": ["..."],
@@ -60,7 +62,7 @@ HOMES = {
 NEVER_REACH = {"engine": ["gRPC", "protobuf"], "examples": ["gRPC", "protobuf"],
                "server": ["LibTorch"], "client": ["LibTorch"]}
 # Inside a home, the folders that stay free of the library all the same.
-NOT_AT_HOME = {"LibTorch": ["engine/config", "engine/plan"]}
+NOT_AT_HOME = {"LibTorch": ["engine/config", "engine/monitor", "engine/plan"]}
 
 SWITCHED_OFF = [
     (r"\bDISABLED_\w", "a disabled test"),

@@ -77,7 +77,7 @@ struct ZeroOptimization {
 
 struct Fp16 {
   bool enabled = false;
-  bool auto_cast = false;  // only carried: the trainer casts its inputs
+  bool auto_cast = false;  // floating inputs of a unit are cast to fp16
   double loss_scale = 0;   // 0: dynamic
   std::int64_t initial_scale_power = 16;
   std::int64_t loss_scale_window = 1000;  // steps
@@ -132,6 +132,13 @@ struct MonitorBlock {
   std::string job_name = "DeepSpeedJobName";
 };
 
+struct Wandb {
+  bool enabled = false;
+  std::string group;  // empty: none
+  std::string team;   // empty: wandb's default entity
+  std::string project = "deepspeed";
+};
+
 struct Aio {
   std::int64_t block_size = 1'048'576;  // bytes
   std::int64_t queue_depth = 8;         // requests
@@ -164,10 +171,16 @@ struct Stowage {
   std::int64_t server_threads = 0;  // of a private server; 0: all cores
   std::string shm_dir;              // empty: the server's default
   MonitorBlock jsonl_monitor;
+  std::string wandb_python = "python3";  // the interpreter that has wandb
+  // Which of DeepSpeed's releases to follow where they differ.
   struct Compat {
     // What an absent `gradient_clipping` means: 1.0 (DeepSpeed 0.19.3 and
     // later) or 0.0 (before).
     double gradient_clipping_default = 1.0;
+    // What an absent `steps_per_print` means: 0 (never, since 0.15.3) or 10.
+    std::int64_t steps_per_print_default = 0;
+    // A `warmup_num_steps` below 1 is an error (since 0.19.6) or becomes 2.
+    bool warmup_below_one_is_two = false;
   } compat;
 };
 
@@ -190,7 +203,7 @@ struct Config {
 
   MonitorBlock csv_monitor;
   MonitorBlock tensorboard;
-  MonitorBlock wandb;  // only `enabled`: there is no client for it yet
+  Wandb wandb;
   std::int64_t steps_per_print = 0;  // 0: never (absent or Infinity)
   bool wall_clock_breakdown = false;
   bool memory_breakdown = false;

@@ -97,6 +97,8 @@ std::string WhyNoEffect(Needs needs, const Config& config) {
                        ", a constant");
     case Needs::kCsv:
       return config.csv_monitor.enabled ? "" : "csv_monitor.enabled is false";
+    case Needs::kWandb:
+      return config.wandb.enabled ? "" : "wandb.enabled is false";
     case Needs::kTensorboard:
       return config.tensorboard.enabled ? "" : "tensorboard.enabled is false";
     case Needs::kJsonl:

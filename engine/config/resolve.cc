@@ -123,7 +123,7 @@ void ReadOptimizer(Settings& s, Optimizer& optimizer) {
   optimizer.factor_threshold = s.Number(path("factor_threshold"));
 }
 
-void ReadScheduler(const Settings& s, schedule::ScheduleSpec& spec) {
+void ReadScheduler(Settings& s, schedule::ScheduleSpec& spec) {
   const auto path = [](std::string_view name) {
     return Cat("scheduler.params.", name);
   };
@@ -132,6 +132,15 @@ void ReadScheduler(const Settings& s, schedule::ScheduleSpec& spec) {
   spec.warmup_min_lr = s.Numbers(path("warmup_min_lr"));
   spec.warmup_max_lr = s.Numbers(path("warmup_max_lr"));
   spec.warmup_num_steps = s.Int(path("warmup_num_steps"));
+  if (spec.warmup_num_steps < 1 &&
+      s.Text("stowage.compat.warmup_num_steps_below_one") == "2") {
+    spec.warmup_num_steps = 2;
+    s.Put(path("warmup_num_steps"), MakeInt(2), Origin::kDerived,
+          "stowage.compat.warmup_num_steps_below_one");
+  }
+  spec.cosine_oscillates =
+      s.Text("stowage.compat.cosine_past_total") == "oscillate";
+  spec.ignore_stairs = s.Text("stowage.compat.one_cycle_stairs") == "ignore";
   spec.warmup_linear = s.Text(path("warmup_type")) == "linear";
   spec.total_num_steps = s.MaybeInt(path("total_num_steps")).value_or(0);
   spec.warmup_min_ratio = s.Number(path("warmup_min_ratio"));
@@ -179,8 +188,13 @@ void ReadStowage(const Settings& s, Stowage& stowage) {
   stowage.server_threads = s.Int("stowage.server_threads");
   stowage.shm_dir = s.Text("stowage.shm_dir");
   stowage.jsonl_monitor = ReadMonitor(s, "stowage.jsonl_monitor");
+  stowage.wandb_python = s.Text("stowage.wandb_python");
   stowage.compat.gradient_clipping_default =
       s.Text("stowage.compat.gradient_clipping_default") == "0.0" ? 0.0 : 1.0;
+  stowage.compat.steps_per_print_default =
+      s.Text("stowage.compat.steps_per_print_default") == "10" ? 10 : 0;
+  stowage.compat.warmup_below_one_is_two =
+      s.Text("stowage.compat.warmup_num_steps_below_one") == "2";
 }
 
 void ReadTop(Settings& s, const TrainerValues& trainer, Config& config) {
@@ -195,6 +209,12 @@ void ReadTop(Settings& s, const TrainerValues& trainer, Config& config) {
           Origin::kDefault, "stowage.compat.gradient_clipping_default");
   }
   config.gradient_clipping = s.Number("gradient_clipping");
+  if (config.stowage.compat.steps_per_print_default > 0 &&
+      !s.InFile("steps_per_print")) {
+    s.Put("steps_per_print",
+          MakeInt(config.stowage.compat.steps_per_print_default),
+          Origin::kDefault, "stowage.compat.steps_per_print_default");
+  }
   const std::int64_t print = s.MaybeInt("steps_per_print").value_or(0);
   config.steps_per_print = print == INT64_MAX ? 0 : print;
   if (print == INT64_MAX) {
@@ -223,8 +243,8 @@ void ReadTop(Settings& s, const TrainerValues& trainer, Config& config) {
                        s.Bool("checkpoint.use_node_local_storage")};
   config.csv_monitor = ReadMonitor(s, "csv_monitor");
   config.tensorboard = ReadMonitor(s, "tensorboard");
-  const Setting& wandb = s.At("wandb.enabled");
-  config.wandb.enabled = wandb.has_value && wandb.value.boolean;
+  config.wandb = {s.Bool("wandb.enabled"), s.Text("wandb.group"),
+                  s.Text("wandb.team"), s.Text("wandb.project")};
 }
 
 // What two or more keys together make wrong.
@@ -273,6 +293,11 @@ absl::Status CheckCombinations(const Settings& s, const Config& config) {
     errors.Add(
         Cat(s.Show("fp16.loss_scale"), ": Lamb needs a dynamic loss scale, 0"));
   }
+  if (config.optimizer.type == OptimizerType::kLamb && zero.stage > 0 &&
+      !config.zero_allow_untested_optimizer) {
+    errors.Add(Cat(s.Show("optimizer.type"), " with zero_optimization.stage ",
+                   zero.stage, " needs zero_allow_untested_optimizer true"));
+  }
   if ((config.optimizer.type == OptimizerType::kOneBitAdam ||
        config.optimizer.type == OptimizerType::kOneBitLamb) &&
       zero.stage != 0) {
@@ -291,6 +316,13 @@ absl::Status CheckCombinations(const Settings& s, const Config& config) {
       type == schedule::ScheduleType::kWarmupCosineLr) {
     require("scheduler.params.total_num_steps",
             ": the number of steps, or \"auto\"");
+  }
+  if (config.scheduler.warmup_num_steps < 1) {
+    errors.Add(
+        Cat(s.Show("scheduler.params.warmup_num_steps"),
+            ": expected an integer >= 1; releases of DeepSpeed before "
+            "0.19.6 took 2, as stowage.compat.warmup_num_steps_below_one "
+            "= \"2\" does"));
   }
   if (type == schedule::ScheduleType::kOneCycle) {
     require("scheduler.params.cycle_min_lr", ": a learning rate");

@@ -74,6 +74,7 @@ enum class Needs {
   kFp16,
   kFp16Dynamic,
   kCsv,
+  kWandb,
   kTensorboard,
   kJsonl,
   kC10d,

@@ -5,7 +5,6 @@ namespace {
 
 using enum KeyType;
 
-#define NO_WANDB "nothing is sent to Weights & Biases yet"
 #define NO_COMET "nothing is sent to Comet"
 #define NO_FLOPS "there is no FLOPS profiler"
 
@@ -48,26 +47,33 @@ constexpr Key kKeys[] = {
      .def = "\"DeepSpeedJobName\"",
      .needs = Needs::kTensorboard,
      .effect = "folder of the file"},
-    {.path = "wandb", .type = kBlock, .effect = "Weights & Biases"},
+    {.path = "wandb",
+     .type = kBlock,
+     .effect = "Weights & Biases, through its own Python client in a process "
+               "beside training"},
     {.path = "wandb.enabled",
      .type = kBool,
-     .rule = Rule::kFixed,
-     .only = "false",
-     .effect = NO_WANDB},
+     .def = "false",
+     .effect = "rank 0 starts the client; WANDB_MODE=offline works",
+     .difference = "training never waits for it: what does not fit its queue "
+                   "is dropped and counted",
+     .tests = "WandbMonitor.SendsOnePacketAStep "
+              "WandbMonitor.AHelperThatNeverReadsSlowsNothing"},
     {.path = "wandb.group",
      .type = kString,
      .nullable = true,
-     .rule = Rule::kNoEffect,
-     .effect = NO_WANDB},
+     .needs = Needs::kWandb,
+     .effect = "group of the run"},
     {.path = "wandb.team",
      .type = kString,
      .nullable = true,
-     .rule = Rule::kNoEffect,
-     .effect = NO_WANDB},
+     .needs = Needs::kWandb,
+     .effect = "entity the run belongs to; absent: wandb's default"},
     {.path = "wandb.project",
      .type = kString,
-     .rule = Rule::kNoEffect,
-     .effect = NO_WANDB},
+     .def = "\"deepspeed\"",
+     .needs = Needs::kWandb,
+     .effect = "project of the run"},
     {.path = "comet", .type = kBlock, .effect = "Comet"},
     {.path = "comet.enabled",
      .type = kBool,
@@ -160,7 +166,6 @@ constexpr Key kKeys[] = {
      .effect = "throughput is measured between finished steps"},
 };
 
-#undef NO_WANDB
 #undef NO_COMET
 #undef NO_FLOPS
 

@@ -51,10 +51,13 @@ constexpr Key kKeys[] = {
     {.path = PARAMS "warmup_num_steps",
      .type = kInt,
      .def = "1000",
-     .min = 1,
+     .min = -1e9,
      .auto_rule = Auto::kWarmupSteps,
      .owners = WARMUPS,
-     .effect = "steps of the warm-up, at least 2; \"auto\" is at least 1",
+     .effect = "steps of the warm-up, 1 or more, of which 1 counts as 2; "
+               "\"auto\" is at least 1",
+     .difference = "below 1 an error as since 0.19.6; "
+                   "stowage.compat.warmup_num_steps_below_one takes 2",
      .tests = "Schedule.GoldenVectors"},
     {.path = PARAMS "warmup_type",
      .type = kEnum,

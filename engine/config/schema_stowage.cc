@@ -89,6 +89,12 @@ constexpr Key kKeys[] = {
      .def = "\"DeepSpeedJobName\"",
      .needs = Needs::kJsonl,
      .effect = "folder of the file"},
+    {.path = "stowage.wandb_python",
+     .type = kString,
+     .def = "\"python3\"",
+     .needs = Needs::kWandb,
+     .effect = "the Python interpreter that has the wandb package",
+     .tests = "WandbMonitor.AnInterpreterThatIsNotThereCostsOnlyTheNumbers"},
     {.path = "stowage.compat",
      .type = kBlock,
      .effect = "which of DeepSpeed's versions to follow where they differ"},
@@ -99,6 +105,35 @@ constexpr Key kKeys[] = {
      .effect = "what an absent gradient_clipping means: \"1.0\" as since "
                "0.19.3, \"0.0\" as before",
      .tests = "Resolve.AbsentClippingIsOneUnlessCompatSaysZero"},
+    {.path = "stowage.compat.steps_per_print_default",
+     .type = kEnum,
+     .def = "\"never\"",
+     .choices = "never|10",
+     .effect = "what an absent steps_per_print means: \"never\" as since "
+               "0.15.3, \"10\" as before",
+     .tests = "Resolve.CompatChoosesTheOlderRelease"},
+    {.path = "stowage.compat.warmup_num_steps_below_one",
+     .type = kEnum,
+     .def = "\"error\"",
+     .choices = "error|2",
+     .effect = "what a warmup_num_steps below 1 is: \"error\" as since 0.19.6, "
+               "\"2\" as before",
+     .tests = "Resolve.CompatChoosesTheOlderRelease"},
+    {.path = "stowage.compat.cosine_past_total",
+     .type = kEnum,
+     .def = "\"clamp\"",
+     .choices = "clamp|oscillate",
+     .effect = "WarmupCosineLR past total_num_steps: \"clamp\" stays at "
+               "cos_min_ratio as since 0.19, \"oscillate\" goes up again as "
+               "before",
+     .tests = "Schedule.OlderReleasesOscillateAndIgnoreStairs"},
+    {.path = "stowage.compat.one_cycle_stairs",
+     .type = kEnum,
+     .def = "\"floor\"",
+     .choices = "floor|ignore",
+     .effect = "OneCycle's stair counts: \"floor\" as since 0.19, \"ignore\" "
+               "as before",
+     .tests = "Schedule.OlderReleasesOscillateAndIgnoreStairs"},
 };
 
 }  // namespace

@@ -31,6 +31,8 @@ namespace stowage::engine {
 struct ExchangeWaits {
   double params_seconds = 0;  // for versions or gathers
   double prepare_seconds = 0;
+  // Handing gradients over: for a place to put them, reducing them.
+  double gradients_seconds = 0;
 };
 
 class Exchange {

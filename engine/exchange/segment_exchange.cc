@@ -1,5 +1,8 @@
 #include "engine/exchange/segment_exchange.h"
 
+#include <chrono>
+#include <utility>
+
 #include "common/status_macros.h"
 
 namespace stowage::engine {
@@ -8,7 +11,7 @@ SegmentExchange::SegmentExchange(client::Session* session,
                                  std::int32_t micro_steps)
     : session_(session), micro_steps_(micro_steps) {
   const client::SessionCounters counters = session_->counters();
-  taken_ = {counters.version_wait_seconds, counters.prepare_seconds};
+  taken_ = {counters.version_wait_seconds, counters.prepare_seconds, 0};
 }
 
 absl::StatusOr<std::span<const std::byte>> SegmentExchange::Fetch(
@@ -37,6 +40,7 @@ void SegmentExchange::Release(std::int32_t unit) {
 absl::StatusOr<std::span<std::byte>> SegmentExchange::GradientTarget(
     std::int64_t step, std::int32_t micro, std::int32_t unit) {
   const AttachInfo& info = session_->info();
+  const auto begin = std::chrono::steady_clock::now();
   if (info.slots_are_ring) {
     const std::int64_t landed =
         step * micro_steps_ + micro - info.slots_per_rank + 1;
@@ -46,6 +50,11 @@ absl::StatusOr<std::span<std::byte>> SegmentExchange::GradientTarget(
   }
   if (info.gradient_regions > 0) {
     STOWAGE_RETURN_IF_ERROR(session_->ClaimRegion(unit));
+  }
+  if (info.slots_are_ring || info.gradient_regions > 0) {
+    gradients_seconds_ += std::chrono::duration<double>(
+                              std::chrono::steady_clock::now() - begin)
+                              .count();
   }
   return session_->gradient_slot(micro, unit);
 }
@@ -74,8 +83,9 @@ ExchangeWaits SegmentExchange::TakeWaits() {
   const client::SessionCounters counters = session_->counters();
   const ExchangeWaits waits{
       counters.version_wait_seconds - taken_.params_seconds,
-      counters.prepare_seconds - taken_.prepare_seconds};
-  taken_ = {counters.version_wait_seconds, counters.prepare_seconds};
+      counters.prepare_seconds - taken_.prepare_seconds,
+      std::exchange(gradients_seconds_, 0.0)};
+  taken_ = {counters.version_wait_seconds, counters.prepare_seconds, 0};
   return waits;
 }
 

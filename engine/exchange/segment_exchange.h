@@ -33,6 +33,7 @@ class SegmentExchange final : public Exchange {
  private:
   client::Session* session_;
   std::int32_t micro_steps_;
+  double gradients_seconds_ = 0;
   ExchangeWaits taken_;  // what TakeWaits() has reported so far
 };
 

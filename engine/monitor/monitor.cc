@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "engine/monitor/wandb_monitor.h"
 
 namespace stowage::engine::monitor {
 namespace {
@@ -31,7 +32,8 @@ std::string MonitorDirectory::Path() const {
 }
 
 absl::StatusOr<MultiMonitor> MultiMonitor::Create(
-    const config::Config& config, int rank, const std::string& output_root) {
+    const config::Config& config, int rank, const std::string& output_root,
+    const std::string& config_json) {
   MultiMonitor out;
   if (rank != 0) return out;
   const auto add = [&](const config::MonitorBlock& block,
@@ -46,6 +48,18 @@ absl::StatusOr<MultiMonitor> MultiMonitor::Create(
   STOWAGE_RETURN_IF_ERROR(add(config.csv_monitor, CreateCsvMonitor));
   STOWAGE_RETURN_IF_ERROR(
       add(config.stowage.jsonl_monitor, CreateJsonlMonitor));
+  if (config.wandb.enabled) {
+    WandbOptions options;
+    options.python = config.stowage.wandb_python;
+    options.project = config.wandb.project;
+    options.group = config.wandb.group;
+    options.team = config.wandb.team;
+    options.directory = output_root.empty() ? "." : output_root;
+    options.config_json = config_json;
+    STOWAGE_ASSIGN_OR_RETURN(std::unique_ptr<Monitor> wandb,
+                             CreateWandbMonitor(options));
+    out.monitors_.push_back(std::move(wandb));
+  }
   return out;
 }
 

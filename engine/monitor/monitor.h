@@ -45,10 +45,28 @@ inline constexpr char kEventStepMs[] = "Train/Samples/elapsed_time_ms_step";
 inline constexpr char kEventTrainLoss[] = "Train/Samples/train_loss";
 inline constexpr char kEventGradNorm[] = "Train/Samples/grad_norm";
 inline constexpr char kEventSkippedSteps[] = "Train/Samples/skipped_steps";
+inline constexpr char kEventSamples[] = "Train/Samples/samples";
+inline constexpr char kEventSamplesPerSecond[] =
+    "Train/Samples/samples_per_second";
 inline constexpr char kEventTokensPerSecond[] =
     "Train/Samples/tokens_per_second";
+// What the optimizer costs this rank: the whole of step(), and waiting for new
+// parameters in the next forward.
 inline constexpr char kEventOptimizerExposedMs[] =
     "Train/Samples/elapsed_time_ms_optimizer_exposed";
+// Bytes by tier. The rank's own are rank 0's.
+inline constexpr char kEventRankGatheredBytes[] =
+    "Train/Samples/bytes_rank_gathered_peak";
+inline constexpr char kEventServerParamBytes[] =
+    "Train/Samples/bytes_server_params";
+inline constexpr char kEventServerGradientBytes[] =
+    "Train/Samples/bytes_server_gradients";
+inline constexpr char kEventServerStateBytes[] =
+    "Train/Samples/bytes_server_state";
+inline constexpr char kEventDiskBytes[] = "Train/Samples/bytes_disk";
+inline constexpr char kEventDiskReadBytes[] = "Train/Samples/bytes_disk_read";
+inline constexpr char kEventDiskWrittenBytes[] =
+    "Train/Samples/bytes_disk_written";
 
 // Ownership: events are copied or written before WriteEvents() returns.
 // Thread safety: externally synchronized.
@@ -94,10 +112,11 @@ class MultiMonitor {
 
   // Empty for every rank but 0. `output_root`, if not empty, is where a
   // relative (or absent) output_path starts, in place of the working directory.
+  // `config_json` is shown with the run where a monitor shows such a thing.
   // Errors: the first monitor's that cannot be made.
-  static absl::StatusOr<MultiMonitor> Create(const config::Config& config,
-                                             int rank,
-                                             const std::string& output_root);
+  static absl::StatusOr<MultiMonitor> Create(
+      const config::Config& config, int rank, const std::string& output_root,
+      const std::string& config_json = "{}");
 
   bool empty() const { return monitors_.empty(); }
   const std::vector<std::unique_ptr<Monitor>>& monitors() const {

@@ -200,7 +200,7 @@ double Schedule::OneCycleFactor(std::int64_t k) const {
   const std::int64_t stairs = rising ? spec_.cycle_first_stair_count
                                      : spec_.cycle_second_stair_count.value_or(
                                            spec_.cycle_first_stair_count);
-  if (stairs > 0) {
+  if (stairs > 0 && !spec_.ignore_stairs) {
     const auto count = static_cast<double>(stairs);
     const double in_cycle = std::fmod(batch, total);
     const double position =
@@ -248,7 +248,8 @@ double Schedule::Lr(std::int64_t applied_steps, int group) const {
       const auto j = static_cast<double>(k - n + 1);
       const double span =
           std::max(1.0, static_cast<double>(spec_.total_num_steps - n));
-      const double progress = std::min(1.0, j / span);
+      const double progress =
+          spec_.cosine_oscillates ? j / span : std::min(1.0, j / span);
       const double cosine = (1.0 + std::cos(std::numbers::pi * progress)) / 2.0;
       return base * std::max(0.0, spec_.cos_min_ratio +
                                       (1.0 - spec_.cos_min_ratio) * cosine);

@@ -61,6 +61,9 @@ struct ScheduleSpec {
   // WarmupCosineLR: shares of the group's lr.
   double warmup_min_ratio = 0.0;
   double cos_min_ratio = 0.0001;
+  // Past total_num_steps the cosine goes up again, as it did before DeepSpeed
+  // 0.19; false: it stays at cos_min_ratio.
+  bool cosine_oscillates = false;
 
   // LRRangeTest.
   std::vector<double> lr_range_test_min_lr = {1e-3};
@@ -76,6 +79,7 @@ struct ScheduleSpec {
   std::optional<std::int64_t> cycle_second_step_size;    // absent: as first
   std::int64_t cycle_first_stair_count = 0;              // 0: continuous
   std::optional<std::int64_t> cycle_second_stair_count;  // absent: as first
+  bool ignore_stairs = false;  // as DeepSpeed did before 0.19
   std::int64_t decay_step_size = 0;                      // steps; 0: no decay
   bool cycle_momentum = true;
   double cycle_min_mom = 0.8;

@@ -201,6 +201,13 @@ std::vector<std::int32_t> Coordinator::ForwardOrder() const {
   return order;
 }
 
+at::Tensor Coordinator::CastInput(const at::Tensor& input) const {
+  if (!options_.auto_cast || !input.defined() || !input.is_floating_point()) {
+    return input;
+  }
+  return input.to(ToScalarType(layout_->param_dtype()));
+}
+
 HeldBytes Coordinator::held() const {
   HeldBytes held;
   held.gathered = ledger_.live_bytes();

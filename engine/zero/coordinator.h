@@ -35,6 +35,8 @@ struct CoordinatorOptions {
   std::int64_t persistence_threshold_elems = 100'000;
   std::int64_t model_persistence_threshold_elems = INT64_MAX;
   bool log_trace = false;
+  // fp16.auto_cast: floating inputs of a unit take the parameters' type.
+  bool auto_cast = false;
 };
 
 // What a rank holds, in bytes (tests and the memory table in docs).
@@ -66,6 +68,10 @@ class Coordinator {
 
   // The step whose parameters uses read: committed steps so far.
   void SetStep(std::int64_t step) { step_ = step; }
+
+  // What a unit's forward is given for `input`: the same, or a cast copy
+  // (CoordinatorOptions::auto_cast).
+  at::Tensor CastInput(const at::Tensor& input) const;
 
   // `traced` is false for evaluation (gradient mode off).
   void BeginUse(std::int32_t unit, bool traced);

@@ -64,7 +64,8 @@ UnitUse::UnitUse(Coordinator* coordinator, std::int32_t unit)
   coordinator_->BeginUse(unit_, traced_);
 }
 
-at::Tensor UnitUse::Input(const at::Tensor& input) {
+at::Tensor UnitUse::Input(const at::Tensor& given) {
+  const at::Tensor input = coordinator_->CastInput(given);
   if (!traced_ || !input.requires_grad()) return input;
   return EndBackwardUse::apply(
       input, reinterpret_cast<std::int64_t>(coordinator_), std::int64_t{unit_});

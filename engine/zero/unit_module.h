@@ -17,6 +17,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "engine/zero/coordinator.h"
@@ -52,6 +53,16 @@ class UnitUse {
   ~UnitUse() = default;  // a forward that threw is released with the pass
 
   at::Tensor Input(const at::Tensor& input);
+  // A further argument: tensors as CoordinatorOptions::auto_cast says, others
+  // as they are.
+  template <typename T>
+  decltype(auto) Argument(T&& argument) const {
+    if constexpr (std::is_convertible_v<T&&, const at::Tensor&>) {
+      return coordinator_->CastInput(argument);
+    } else {
+      return std::forward<T>(argument);
+    }
+  }
   at::Tensor Output(const at::Tensor& output);
 
  private:
@@ -76,8 +87,8 @@ class UnitModule {
   template <typename... Args>
   at::Tensor operator()(const at::Tensor& input, Args&&... args) {
     UnitUse use(coordinator_->get(), unit_);
-    return use.Output(
-        module_->forward(use.Input(input), std::forward<Args>(args)...));
+    return use.Output(module_->forward(
+        use.Input(input), use.Argument(std::forward<Args>(args))...));
   }
 
   M& module() { return *module_; }

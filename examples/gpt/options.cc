@@ -104,9 +104,10 @@ ParsedOptions ParseOptions(int argc, char** argv) {
       ->add_option("--rank-threads", o.rank_threads,
                    "LibTorch's threads in each rank; 0: cores / ranks")
       ->check(CLI::Range(0, 1024));
-  report->add_option("--log-level", o.log_level)
-      ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
-      ->capture_default_str();
+  CLI::Option* log_level =
+      report->add_option("--log-level", o.log_level)
+          ->check(CLI::IsMember({"debug", "info", "warning", "error"}))
+          ->capture_default_str();
   ParsedOptions parsed;
   try {
     app.parse(argc, argv);
@@ -122,6 +123,7 @@ ParsedOptions ParseOptions(int argc, char** argv) {
     return parsed;
   }
   o.precision_set = precision->count() > 0;
+  o.log_level_set = log_level->count() > 0;
   parsed.options = std::move(o);
   return parsed;
 }

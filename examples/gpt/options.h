@@ -40,6 +40,7 @@ struct Options {
   int rank_threads = 0;    // of LibTorch in a rank; 0: cores / ranks
   std::string trace_file;  // JSON lines of every step: loss, norm, ...
   std::string log_level = "info";
+  bool log_level_set = false;  // by the flag, which wins over the file
 };
 
 // Parses the command line. On --help, --version or an error prints it and

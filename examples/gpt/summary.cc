@@ -18,6 +18,19 @@ std::string Number(double value) {
   return absl::StrFormat("%.9g", value);
 }
 
+// Empty for a job without files on disk.
+std::string DiskPart(const RunFacts& facts) {
+  if (facts.job.nvme_paths.empty()) return "";
+  // The server's figures begin with the job's: its first values count as no
+  // step's.
+  const auto steps =
+      static_cast<std::int64_t>(std::max<std::size_t>(1, facts.step_ms.size()));
+  return absl::StrCat(
+      ",\n  \"disk\": {\"bytes\": ", facts.job.disk_bytes,
+      ", \"read_per_step\": ", facts.job.disk_bytes_read / steps,
+      ", \"written_per_step\": ", facts.job.disk_bytes_written / steps, "}");
+}
+
 }  // namespace
 
 double Median(std::vector<double> values) {
@@ -59,7 +72,12 @@ absl::Status WriteSummary(const std::string& path, const RunFacts& facts,
       ", \"gradient_bytes\": ", facts.job.gradient_bytes,
       ", \"rss_bytes\": ", facts.server.rss_bytes, ", \"isa\": \"",
       facts.server.isa, "\", \"threads\": ", facts.server.threads,
-      "},\n  \"precision\": \"",
+      "},\n  \"model\": {\"layers\": ", facts.model.layers,
+      ", \"width\": ", facts.model.width, ", \"heads\": ", facts.model.heads,
+      ", \"context\": ", facts.model.context,
+      "},\n  \"rank\": {\"private_bytes\": ", facts.rank_private_bytes,
+      ", \"threads\": ", facts.rank_threads, "}", DiskPart(facts),
+      ",\n  \"precision\": \"",
       std::string(DtypeName(engine.config().precision)), "\",\n  \"job\": \"",
       engine.job_name(), "\",\n  \"config_resolved\": ", config_resolved,
       "\n}\n");

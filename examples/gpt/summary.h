@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "engine/engine.h"
+#include "examples/gpt/model.h"
 
 namespace stowage::gpt {
 
@@ -25,6 +26,9 @@ struct RunFacts {
   ServerInfo server;
   JobInfo job;
   engine::HeldBytes held;
+  ModelOptions model;
+  std::int64_t rank_private_bytes = 0;  // of rank 0's process, at the end
+  int rank_threads = 0;
 };
 
 double Median(std::vector<double> values);

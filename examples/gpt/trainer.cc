@@ -28,6 +28,7 @@
 #include "engine/device/host_allocator.h"
 #include "engine/engine.h"
 #include "examples/gpt/auto_values.h"
+#include "engine/monitor/process_memory.h"
 #include "examples/gpt/exit_code.h"
 #include "examples/gpt/model.h"
 #include "examples/gpt/progress.h"
@@ -297,6 +298,8 @@ absl::Status CollectFacts(engine::Engine& engine, RunFacts& facts) {
   facts.parameters = engine.layout().parameter_count();
   facts.ranks = engine.launch().world_size;
   facts.held = engine.coordinator().held();
+  facts.rank_private_bytes = engine::monitor::ReadMemoryUse().private_bytes;
+  facts.rank_threads = at::get_num_threads();
   STOWAGE_ASSIGN_OR_RETURN(facts.server,
                            engine.offload_client().GetServerInfo());
   STOWAGE_ASSIGN_OR_RETURN(const std::vector<JobInfo> jobs,
@@ -322,6 +325,7 @@ absl::Status FinishRankZero(const Options& options, engine::Engine& engine,
         Printable(before).c_str(), static_cast<long>(engine.step()),
         Printable(after).c_str());
   }
+  trainer.facts().model = options.model;
   STOWAGE_RETURN_IF_ERROR(CollectFacts(engine, trainer.facts()));
   PrintTables(trainer.facts(), engine);
   if (options.out.empty()) return absl::OkStatus();
@@ -354,6 +358,7 @@ absl::StatusOr<engine::EngineOptions> MakeEngineOptions(
   made.seed = options.seed;
   made.server_threads = options.server_threads;
   made.monitor_root = options.out;
+  made.tokens_per_sample = options.model.context;
   made.groups = {{"decay", std::nullopt}, {"no_decay", 0.0}};
   made.group_of = [](const std::string& /*name*/, const at::Tensor& parameter) {
     return parameter.dim() >= 2 ? 0 : 1;
@@ -374,6 +379,10 @@ int TrainRank(const Options& options) {
   const int rank = launch->rank;
   absl::StatusOr<engine::EngineOptions> engine_options =
       MakeEngineOptions(options, *launch);
+  if (engine_options.ok() && !options.log_level_set) {
+    const std::string& level = engine_options->resolution.config.log_level;
+    if (!level.empty()) log::SetLevel(level).IgnoreError();
+  }
   if (!engine_options.ok()) {
     // Every rank reads the same file: one line is enough.
     if (rank == 0) {

@@ -360,6 +360,7 @@ absl::Status Job::Prepare(SessionState& session, std::int64_t step,
         }
       }
       run_->prepared[rank] = true;
+      run_->prepared_at[rank] = std::chrono::steady_clock::now();
       run_->scalars[rank] = std::move(scalars);
       Judge(&calls);
     }
@@ -394,6 +395,15 @@ void Job::Judge(Calls* calls) {
   }
   verdict->rank_scalars = std::move(run.scalars);
   run.scalars.assign(run.sessions.size(), {});
+  const auto last =
+      *std::max_element(run.prepared_at.begin(), run.prepared_at.end());
+  for (const auto& at : run.prepared_at) {
+    verdict->rank_wait_seconds.push_back(
+        std::chrono::duration<double>(last - at).count());
+  }
+  verdict->disk_wait_seconds = disk_stats_.read_wait_seconds +
+                               disk_stats_.write_wait_seconds +
+                               disk_stats_.commit_seconds;
   run.verdict = verdict;
   calls->verdict = std::move(verdict);
   for (std::size_t r = 0; r < run.sessions.size(); ++r) {

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -153,6 +154,7 @@ class Job {
       phases.resize(ranks, RankPhase::kAbsent);
       finished_initialization.resize(ranks);
       prepared.resize(ranks);
+      prepared_at.resize(ranks);
       scalars.resize(ranks);
     }
 
@@ -173,6 +175,7 @@ class Job {
     // found while its sum was in memory.
     std::map<std::int32_t, std::string> nonfinite;
     std::vector<bool> prepared;                // by local rank, for `step`
+    std::vector<std::chrono::steady_clock::time_point> prepared_at;
     std::vector<std::vector<double>> scalars;  // by local rank
     // The last verdict given: of `step`, or of the step before it.
     std::shared_ptr<const Verdict> verdict;

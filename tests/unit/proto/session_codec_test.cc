@@ -208,6 +208,13 @@ TEST(SessionCodec, PrepareTakesAnyValuesButNotTooMany) {
              for (int i = 0; i < 65536; ++i) m->add_scalars(0);
            },
            "scalars: 65538"},
+          {"too many waits",
+           [](M* m) {
+             while (m->rank_wait_seconds_size() < 257) {
+               m->add_rank_wait_seconds(0);
+             }
+           },
+           "waits of ranks: 257"},
       });
 }
 
@@ -282,6 +289,8 @@ TEST(SessionCodec, VerdictComesBackAsItWasAndRefusesTheRest) {
   verdict.sum_of_squares = kInf;
   verdict.first_nonfinite_param = "block.0.w";
   verdict.rank_scalars = {{1, 2}, {}, {3}};
+  verdict.rank_wait_seconds = {0.5, 0, 0.25};
+  verdict.disk_wait_seconds = 2.5;
   M good;
   EncodeVerdict(verdict, &good);
   const auto decoded = DecodeVerdict(good);
@@ -290,6 +299,8 @@ TEST(SessionCodec, VerdictComesBackAsItWasAndRefusesTheRest) {
   EXPECT_EQ(decoded->sum_of_squares, kInf);
   EXPECT_EQ(decoded->first_nonfinite_param, "block.0.w");
   EXPECT_EQ(decoded->rank_scalars, verdict.rank_scalars);
+  EXPECT_EQ(decoded->rank_wait_seconds, verdict.rank_wait_seconds);
+  EXPECT_EQ(decoded->disk_wait_seconds, 2.5);
   ExpectAllRefused<M>(
       good, [](const M& m) { return DecodeVerdict(m).status(); },
       {

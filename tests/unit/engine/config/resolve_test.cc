@@ -448,7 +448,7 @@ TEST(Resolve, KeysWithoutEffectInACombinationAreWarnedOf) {
         "offload_optimizer": {"device": "cpu", "nvme_path": "/disk"}},
       "aio": {"queue_depth": 16},
       "csv_monitor": {"enabled": false, "job_name": "x"},
-      "wandb": {"enabled": true, "project": "p"}})");
+      "wandb": {"project": "p"}})");
   ASSERT_TRUE(resolution.ok()) << resolution.status().ToString();
   const std::string warnings = WarningsOf(*resolution);
   for (const char* want :
@@ -459,9 +459,36 @@ TEST(Resolve, KeysWithoutEffectInACombinationAreWarnedOf) {
         "\"cpu\", only \"nvme\" uses it",
         "aio.queue_depth: no effect: nothing is offloaded to nvme",
         "csv_monitor.job_name: no effect: csv_monitor.enabled is false",
-        "wandb.enabled: true has no effect: nothing is sent",
-        "wandb.project: no effect"}) {
+        "wandb.project: no effect: wandb.enabled is false"}) {
     EXPECT_THAT(warnings, HasSubstr(want));
+  }
+}
+
+TEST(Resolve, LambWithZeroNeedsTheUntestedFlag) {
+  const std::string file = R"({"train_batch_size": 1,
+      "optimizer": {"type": "Lamb"}, "zero_optimization": {"stage": 1})";
+  EXPECT_THAT(ErrorOf(file + "}"),
+              HasSubstr("needs zero_allow_untested_optimizer true"));
+  EXPECT_EQ(ErrorOf(file + R"(, "zero_allow_untested_optimizer": true})"), "");
+  EXPECT_EQ(
+      ErrorOf(R"({"train_batch_size": 1, "optimizer": {"type": "Lamb"}})"), "");
+}
+
+TEST(Resolve, CompatChoosesTheOlderRelease) {
+  EXPECT_EQ(Good(R"({"train_batch_size": 1})").steps_per_print, 0);
+  EXPECT_EQ(Good(R"({"train_batch_size": 1, "steps_per_print": 3,
+      "stowage": {"compat": {"steps_per_print_default": "10"}}})")
+                .steps_per_print,
+            3);
+  for (const char* steps : {"0", "-4"}) {
+    const std::string file = absl::StrCat(R"({"train_batch_size": 1,
+      "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": )",
+                                          steps, "}}");
+    EXPECT_THAT(ErrorOf(file + "}"), HasSubstr("expected an integer >= 1"));
+    EXPECT_EQ(Good(file + R"(, "stowage": {"compat": {
+        "warmup_num_steps_below_one": "2"}}})")
+                  .scheduler.warmup_num_steps,
+              2);
   }
 }
 

@@ -255,5 +255,32 @@ TEST(Schedule, FarStepsStayFinite) {
   EXPECT_TRUE(std::isfinite(Make(OneCycle()).Lr(std::int64_t{1} << 60, 0)));
 }
 
+// The reference, section 13.1: release 0.18.9 at k = 20 and 21.
+TEST(Schedule, OlderReleasesOscillateAndIgnoreStairs) {
+  ScheduleSpec cosine;
+  cosine.type = ScheduleType::kWarmupCosineLr;
+  cosine.warmup_num_steps = 10;
+  cosine.total_num_steps = 20;
+  cosine.cosine_oscillates = true;
+  const auto waves = Schedule::Create(cosine, {{0.01, {}}});
+  ASSERT_TRUE(waves.ok());
+  EXPECT_NEAR(waves->Lr(21, 0), 0.00024569294678237883, 1e-16);
+  EXPECT_NEAR(waves->Lr(22, 0), 0.0009558195366224497, 1e-15);
+
+  ScheduleSpec cycle;
+  cycle.type = ScheduleType::kOneCycle;
+  cycle.cycle_min_lr = {0.001};
+  cycle.cycle_max_lr = {0.01};
+  cycle.cycle_first_step_size = 4;
+  cycle.cycle_first_stair_count = 2;
+  const auto floors = Schedule::Create(cycle, {{0.01, {}}});
+  ASSERT_TRUE(floors.ok());
+  EXPECT_DOUBLE_EQ(floors->Lr(1, 0), 0.001);
+  cycle.ignore_stairs = true;
+  const auto slopes = Schedule::Create(cycle, {{0.01, {}}});
+  ASSERT_TRUE(slopes.ok());
+  EXPECT_DOUBLE_EQ(slopes->Lr(1, 0), 0.00325);
+}
+
 }  // namespace
 }  // namespace stowage::engine::schedule

@@ -1,0 +1,319 @@
+#include "forecast/forecast.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/bytes.h"
+#include "common/job_spec.h"
+#include "common/status_macros.h"
+#include "server/core/admission.h"
+#include "server/core/memory_plan.h"
+#include "storage/nvme/nvme_options.h"
+
+namespace stowage::forecast {
+namespace {
+
+namespace config = engine::config;
+
+// stowd's default of --kept-slots-max.
+constexpr std::int32_t kKeptSlotsMax = 6;
+// An idle stowd has 10 MiB (2026-11-24); a job's sessions and layout add
+// little.
+constexpr std::int64_t kServerProcessBytes = std::int64_t{12} << 20;
+// Of a rank: client, configuration, coordinator, monitors (2026-11-25, 10 M and
+// 85 M parameters: measured rank less stow-calibrate's process).
+constexpr std::int64_t kRankOwnBytes = std::int64_t{8} << 20;
+// Round trips of a step (prepare and apply) and per unit and micro step (a
+// notice, a version word); DESIGN's transport figures on two busy cores.
+constexpr double kStepSeconds = 0.5e-3;
+constexpr double kUnitSeconds = 40e-6;
+constexpr double kSecondsPerDay = 86400;
+constexpr std::int64_t kStateBytes = 12;  // master and two moments
+
+JobSpec JobOf(const Workload& workload) {
+  JobSpec job;
+  job.name = "plan";
+  job.layout = workload.layout.spec();
+  job.durability =
+      workload.config.stowage.durability == config::Durability::kPower
+          ? Durability::kPower
+          : Durability::kMemory;
+  job.storage = config::ToStorageSpec(workload.config, workload.local_ranks);
+  return job;
+}
+
+class Prediction {
+ public:
+  Prediction(const Workload& workload, const Machine& machine)
+      : workload_(workload),
+        machine_(machine),
+        layout_(workload.layout),
+        zero_(workload.config.zero_optimization),
+        micros_(workload.config.gradient_accumulation_steps),
+        ranks_(workload.local_ranks),
+        width_(DtypeBytes(layout_.param_dtype())) {}
+
+  absl::StatusOr<Forecast> Run() {
+    offloaded_ = zero_.offload_optimizer.device != config::OffloadDevice::kNone;
+    if (offloaded_) {
+      STOWAGE_RETURN_IF_ERROR(PlanServer());
+    } else {
+      PlanRankState();
+    }
+    PlanRank();
+    MoveBytes();
+    PlanTime();
+    Judge();
+    return std::move(forecast_);
+  }
+
+ private:
+  std::int64_t params() const { return layout_.parameter_count(); }
+  std::int64_t slots() const { return ranks_ * micros_; }
+
+  absl::Status PlanServer() {
+    const JobSpec job = JobOf(workload_);
+    RunSpec run;
+    run.nonce = std::string(16, 'p');
+    run.world_size = static_cast<std::int32_t>(workload_.config.world_size);
+    run.local_ranks = ranks_;
+    run.micro_steps = static_cast<std::int32_t>(micros_);
+    STOWAGE_ASSIGN_OR_RETURN(
+        plan_, core::PlanMemory(layout_, job, run, kKeptSlotsMax));
+    forecast_.server_state = plan_.need.state_bytes;
+    forecast_.server_params = plan_.need.param_bytes;
+    forecast_.server_gradients = plan_.need.run_bytes();
+    forecast_.server_own = kServerProcessBytes;
+    on_disk_ = job.storage.on_nvme();
+    if (on_disk_) {
+      forecast_.disk_space = storage::NvmeSpaceBytes(layout_, plan_.store);
+      PlanDisk(job);
+    }
+    return absl::OkStatus();
+  }
+
+  // What a step reads and writes.
+  void PlanDisk(const JobSpec& job) {
+    const std::int64_t state = layout_.state_elems() * kStateBytes;
+    const std::int64_t cached = std::min(plan_.store.cache_bytes, state);
+    const bool power = job.durability == Durability::kPower;
+    forecast_.disk_read = state - cached;
+    forecast_.disk_written = power ? state : state - cached;
+    const std::int64_t all = layout_.total_elems() * width_;
+    if (plan_.params_leased) {
+      // Written once after the update, read for every use that does not find
+      // them in memory: Belady keeps the share that fits.
+      const std::int64_t missing = all - std::min(plan_.param_limit_bytes, all);
+      forecast_.disk_written += all;
+      forecast_.disk_read += 2 * micros_ * missing;
+    } else if (plan_.store.params && power) {
+      forecast_.disk_written += all;
+    }
+    if (plan_.sum_buffers > 0 && plan_.sum_buffers < layout_.unit_count()) {
+      const std::int64_t sums = layout_.state_elems() * 4;
+      forecast_.disk_written += sums;
+      forecast_.disk_read += sums;
+    }
+  }
+
+  // State on the ranks: the c10d exchange shards it over them from stage 1 on.
+  void PlanRankState() {
+    const std::int64_t shards =
+        zero_.stage >= 1
+            ? std::max<std::int64_t>(1, workload_.config.world_size)
+            : 1;
+    forecast_.rank_state = layout_.state_elems() * kStateBytes / shards;
+    if (zero_.stage >= 3 &&
+        zero_.offload_param.device == config::OffloadDevice::kNone) {
+      forecast_.rank_state += layout_.total_elems() * width_ / shards;
+    }
+  }
+
+  void PlanRank() {
+    const std::int64_t all = layout_.total_elems() * width_;
+    if (zero_.stage >= 3) {
+      std::int64_t limit = zero_.stage3_max_live_parameters;
+      if (plan_.params_leased) limit = std::min(limit, plan_.leased_elems_max);
+      limit = std::max(limit, layout_.unit_elems_max());
+      forecast_.rank_gathered = limit < all / width_ ? limit * width_ : all;
+    } else {
+      forecast_.rank_params = all;
+    }
+    if (machine_.compute && machine_.compute->process_bytes >= 0) {
+      forecast_.rank_private =
+          machine_.compute->process_bytes + kRankOwnBytes +
+          forecast_.rank_params + forecast_.rank_state +
+          layout_.unit_elems_max() * width_;  // a unit's gradients in passing
+    }
+    forecast_.node_memory =
+        forecast_.server_state + forecast_.server_params +
+        forecast_.server_gradients + forecast_.server_own +
+        ranks_ * (forecast_.rank_private >= 0
+                      ? forecast_.rank_private
+                      : forecast_.rank_params + forecast_.rank_state);
+  }
+
+  void MoveBytes() {
+    const auto add = [&](const char* what, std::int64_t bytes) {
+      if (bytes > 0) forecast_.moved.push_back({what, bytes});
+    };
+    // Parameters are read in place, once for forward and once for backward.
+    add("parameters read by the ranks", slots() * 2 * params() * width_);
+    if (zero_.stage < 3 && offloaded_) {
+      add("parameters copied to the ranks", ranks_ * 2 * params() * width_);
+    }
+    add("gradients copied into the segments", slots() * 2 * params() * width_);
+    add("gradients read for the norm", slots() * params() * width_);
+    if (plan_.slots.ring) {
+      add("gradient sums", slots() * 8 * params());
+    }
+    add("optimizer (state in and out, gradients in, parameters out)",
+        AdamBytes());
+    add("read from disk", forecast_.disk_read);
+    add("written to disk", forecast_.disk_written);
+  }
+
+  std::int64_t AdamBytes() const {
+    const std::int64_t gradient = plan_.slots.ring ? 4 : slots() * width_;
+    return params() * (2 * kStateBytes + gradient + width_);
+  }
+
+  void PlanTime() {
+    if (!machine_.compute || !machine_.kernels) {
+      forecast_.notes.emplace_back(
+          "no step time: this machine was not calibrated");
+      return;
+    }
+    const RankCompute& compute = *machine_.compute;
+    const KernelCeilings& kernels = *machine_.kernels;
+    const auto micros = static_cast<double>(micros_);
+    forecast_.forward = micros * compute.forward_seconds;
+    forecast_.backward = micros * compute.backward_seconds;
+    // While the ranks compute they use this share of the cores; what the server
+    // does meanwhile is paid for by them.
+    const double share =
+        std::min(1.0, static_cast<double>(ranks_) *
+                          static_cast<double>(workload_.threads_per_rank) /
+                          static_cast<double>(std::max(1, machine_.cores)));
+    const auto bytes = [](std::int64_t value) {
+      return static_cast<double>(value);
+    };
+    const double landing =
+        bytes(slots() * params() * width_) / kernels.norm_bytes_per_second +
+        bytes(slots() * 2 * params() * width_) / kernels.copy_bytes_per_second +
+        (plan_.slots.ring
+             ? bytes(slots() * 8 * params()) / kernels.copy_bytes_per_second
+             : 0.0);
+    const double refresh = zero_.stage < 3
+                               ? bytes(ranks_ * 2 * params() * width_) /
+                                     kernels.copy_bytes_per_second
+                               : 0.0;
+    const double update = bytes(AdamBytes()) / kernels.adam_bytes_per_second;
+    const double calls =
+        kStepSeconds +
+        kUnitSeconds * micros * static_cast<double>(layout_.unit_count());
+    double exposed = share * (landing + update) + refresh + calls;
+    if (on_disk_ && machine_.disk) {
+      const double disk = bytes(forecast_.disk_read + forecast_.disk_written) /
+                          machine_.disk->mixed_bytes_per_second;
+      // The update and its disk run while the next forward waits for it unit by
+      // unit: the longer of the two counts.
+      const double first_forward = compute.forward_seconds + share * update;
+      exposed += std::max(0.0, disk - first_forward);
+    } else if (on_disk_) {
+      forecast_.notes.emplace_back(
+          "the disk is not in the step time: it was not measured");
+    }
+    forecast_.optimizer_exposed = exposed;
+    forecast_.step = forecast_.forward + forecast_.backward + exposed;
+    if (forecast_.disk_written > 0) {
+      forecast_.wear_bytes_per_day =
+          bytes(forecast_.disk_written) * kSecondsPerDay / forecast_.step;
+    }
+  }
+
+  void Judge() {
+    const auto lacks = [](std::int64_t need, std::int64_t there) {
+      return there > 0 && need > there;
+    };
+    const std::int64_t budget = workload_.config.stowage.memory_budget_bytes;
+    const std::int64_t segments =
+        forecast_.server_params + forecast_.server_gradients;
+    if (lacks(forecast_.node_memory, machine_.memory_bytes)) {
+      forecast_.does_not_fit.push_back(absl::StrCat(
+          "memory: ", HumanBytes(forecast_.node_memory), " needed, ",
+          HumanBytes(machine_.memory_bytes), " available. ", MemoryAdvice()));
+    }
+    if (lacks(segments, machine_.segment_bytes)) {
+      forecast_.does_not_fit.push_back(absl::StrCat(
+          "segments: ", HumanBytes(segments), " needed in tmpfs, ",
+          HumanBytes(machine_.segment_bytes),
+          " free. Enlarge it (mount -o remount,size=...) or take another with "
+          "stowage.shm_dir"));
+    }
+    if (lacks(forecast_.disk_space, machine_.disk_free_bytes)) {
+      forecast_.does_not_fit.push_back(absl::StrCat(
+          "disk: ", HumanBytes(forecast_.disk_space), " needed, ",
+          HumanBytes(machine_.disk_free_bytes),
+          " free. Lower stowage.kept_steps (",
+          workload_.config.stowage.kept_steps,
+          " now), or add a folder on another disk to stowage.nvme_paths"));
+    }
+    if (budget > 0 && on_disk_ && forecast_.wear_bytes_per_day > 1e13) {
+      forecast_.notes.emplace_back(
+          "a larger stowage.memory_budget keeps more state in memory and "
+          "writes less to the disk");
+    }
+  }
+
+  std::string MemoryAdvice() const {
+    const bool optimizer_on_disk =
+        zero_.offload_optimizer.device == config::OffloadDevice::kNvme;
+    std::vector<std::string> advice;
+    if (!optimizer_on_disk) {
+      advice.push_back(absl::StrCat("offload_optimizer.device \"nvme\" takes ",
+                                    HumanBytes(forecast_.server_state),
+                                    " off it"));
+    }
+    if (zero_.stage < 3) {
+      advice.push_back(absl::StrCat("stage 3 takes ",
+                                    HumanBytes(forecast_.rank_params),
+                                    " off each rank"));
+    } else if (zero_.offload_param.device != config::OffloadDevice::kNvme) {
+      advice.push_back(absl::StrCat(
+          "offload_param.device \"nvme\" with max_in_cpu 0 takes most of ",
+          HumanBytes(forecast_.server_params), " off it"));
+    }
+    if (optimizer_on_disk) {
+      advice.emplace_back("set or lower stowage.memory_budget");
+    }
+    advice.emplace_back("a smaller micro batch lowers each rank");
+    std::string out = "What helps: ";
+    for (std::size_t i = 0; i < advice.size(); ++i) {
+      absl::StrAppend(&out, i == 0 ? "" : "; ", advice[i]);
+    }
+    return out;
+  }
+
+  const Workload& workload_;
+  const Machine& machine_;
+  const Layout& layout_;
+  const config::ZeroOptimization& zero_;
+  const std::int64_t micros_;
+  const std::int32_t ranks_;
+  const std::int64_t width_;
+  bool offloaded_ = false;
+  bool on_disk_ = false;
+  core::MemoryPlan plan_;
+  Forecast forecast_;
+};
+
+}  // namespace
+
+absl::StatusOr<Forecast> Predict(const Workload& workload,
+                                 const Machine& machine) {
+  return Prediction(workload, machine).Run();
+}
+
+}  // namespace stowage::forecast
