@@ -10,6 +10,7 @@
 #include "proto/admin_codec.h"
 #include "proto/grpc_status.h"
 #include "proto/job_codec.h"
+#include "proto/session_codec.h"
 
 #include "stowage/v1/service.grpc.pb.h"
 
@@ -75,6 +76,19 @@ class OffloadClientImpl final : public OffloadClient {
     request.set_name(name);
     v1::DropJobResponse response;
     return ToClientStatus(stub_->DropJob(&context, request, &response),
+                          address_);
+  }
+
+  absl::Status RollForward(const std::string& name,
+                           const ApplyArgs& args) override {
+    STOWAGE_RETURN_IF_ERROR(proto::CheckJobName(name));
+    grpc::ClientContext context;
+    SetDeadline(&context);
+    v1::RollForwardRequest request;
+    request.set_name(name);
+    proto::EncodeApply(args, request.mutable_apply());
+    v1::RollForwardResponse response;
+    return ToClientStatus(stub_->RollForward(&context, request, &response),
                           address_);
   }
 

@@ -43,6 +43,17 @@ struct SessionOptions {
   // How long WaitVersion, WaitLanded and Prepare may take before the session
   // is declared broken. Long: a peer may be computing.
   std::chrono::milliseconds wait_timeout{std::chrono::minutes(10)};
+  // How payload travels. kAuto: through the server's segments where they can be
+  // mapped, else over the stream.
+  enum class Payload : std::uint8_t { kAuto, kSegments, kStream };
+  Payload payload = Payload::kAuto;
+  // By unit: the elements of it that this rank reads and writes; what else a
+  // stream would have to carry is left out. Empty: all.
+  struct Range {
+    std::int64_t begin_elems = 0;
+    std::int64_t end_elems = 0;
+  };
+  std::vector<Range> ranges;
 };
 
 // Counters of a session since it attached; for the step log and the benches.
@@ -51,6 +62,8 @@ struct SessionCounters {
   std::int64_t version_waits = 0;  // calls that had to wait, for leases too
   double version_wait_seconds = 0;
   double prepare_seconds = 0;
+  std::int64_t payload_bytes_sent = 0;  // over the stream
+  std::int64_t payload_bytes_received = 0;
 };
 
 // A rank's live connection to one job.
@@ -186,6 +199,10 @@ class OffloadClient {
   virtual absl::StatusOr<std::vector<JobInfo>> ListJobs() = 0;
   // Errors: kNotFound; kFailedPrecondition while sessions are live.
   virtual absl::Status DropJob(const std::string& name) = 0;
+  // Ends a prepared step (JobInfo::prepared) as the run's other nodes ended it.
+  // Errors: as DropJob(); kFailedPrecondition if that step is not prepared.
+  virtual absl::Status RollForward(const std::string& name,
+                                   const ApplyArgs& args) = 0;
   // Makes a kept step the job's last. Returns: seconds that the server took.
   // Errors: as DropJob(); kNotFound for a step that is not kept.
   virtual absl::StatusOr<double> RewindJob(const std::string& name,

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/remote_transfer.h"
 #include "common/check.h"
 #include "common/segment_format.h"
 #include "common/status_macros.h"
@@ -57,7 +58,7 @@ class SessionImpl final : public Session {
           "server and client compute different digests of this layout");
     }
     info_ = std::move(answer.info);
-    return MapSegments(args.shm_dir.empty() ? info_.shm_dir : args.shm_dir);
+    return FindPayload(args);
   }
 
   const Layout& layout() const override { return layout_; }
@@ -67,7 +68,7 @@ class SessionImpl final : public Session {
   std::span<const std::byte> unit_params(std::int32_t unit) const override {
     const Layout::Unit& u = UnitAt(unit);
     return {
-        params_.data() + UnitParamOffsetBytes(layout_, unit),
+        param_bytes_ + UnitParamOffsetBytes(layout_, unit),
         static_cast<std::size_t>(u.elems * DtypeBytes(layout_.param_dtype()))};
   }
 
@@ -78,7 +79,7 @@ class SessionImpl final : public Session {
     if (info_.gradient_regions > 0) return RegionSpan(unit);
     // Kept slots: as many as micro steps, so the remainder is micro itself.
     const std::int32_t slot = micro % info_.slots_per_rank;
-    return {gradients_.data() + UnitGradientOffsetBytes(layout_, slot, unit),
+    return {gradient_bytes_ + UnitGradientOffsetBytes(layout_, slot, unit),
             static_cast<std::size_t>(u.trainable_elems *
                                      DtypeBytes(layout_.param_dtype()))};
   }
@@ -156,16 +157,26 @@ class SessionImpl final : public Session {
   }
 
   bool VersionReady(std::int32_t unit, std::int64_t step) const override {
+    if (remote_) return remote_->VersionReady(unit, step);
     return WordReached(Words(unit).version.load(std::memory_order_acquire),
                        static_cast<std::uint32_t>(step));
   }
 
   absl::Status WaitVersion(std::int32_t unit, std::int64_t step) override {
+    if (remote_) {
+      const auto start = Clock::now();
+      absl::Status status = remote_->FetchParams(unit, step);
+      const MutexLock lock(counters_mutex_);
+      counters_.version_waits += 1;
+      counters_.version_wait_seconds += SecondsSince(start);
+      return status;
+    }
     return WaitWord("version", unit, Words(unit).version, step);
   }
 
   absl::Status WaitLanded(std::int32_t unit,
                           std::int64_t micro_steps_total) override {
+    if (remote_) return remote_->AwaitLanded(unit, micro_steps_total);
     return WaitWord("landed micro steps", unit, Words(unit).landed,
                     micro_steps_total);
   }
@@ -173,8 +184,14 @@ class SessionImpl final : public Session {
   absl::Status Notice(std::int64_t step, std::int32_t micro, std::int32_t unit,
                       bool empty) override {
     v1::ClientMessage message;
+    std::span<const std::byte> slot;
+    if (remote_ && !empty) slot = gradient_slot(micro, unit);
     const std::int32_t region =
         info_.gradient_regions > 0 ? GiveRegion(step, micro, unit, empty) : 0;
+    if (!slot.empty()) {
+      STOWAGE_RETURN_IF_ERROR(
+          remote_->SendGradient({micro, unit, region, 0, slot}));
+    }
     proto::EncodeNotice({step, micro, unit, empty, region},
                         message.mutable_notice());
     notices_.fetch_add(1, std::memory_order_relaxed);
@@ -240,6 +257,10 @@ class SessionImpl final : public Session {
       counters = counters_;
     }
     counters.notices = notices_.load(std::memory_order_relaxed);
+    if (remote_) {
+      counters.payload_bytes_sent = remote_->sent_bytes();
+      counters.payload_bytes_received = remote_->received_bytes();
+    }
     return counters;
   }
 
@@ -248,6 +269,39 @@ class SessionImpl final : public Session {
     std::array<char, 256> name{};
     if (::gethostname(name.data(), name.size() - 1) != 0) return "";
     return name.data();
+  }
+
+  // Segments where they can be mapped, else memory of our own that the stream
+  // fills and empties.
+  absl::Status FindPayload(const AttachArgs& args) {
+    using Payload = SessionOptions::Payload;
+    absl::Status mapped =
+        args.options.payload == Payload::kStream
+            ? absl::FailedPreconditionError("asked for a stream")
+            : MapSegments(args.shm_dir.empty() ? info_.shm_dir : args.shm_dir);
+    if (mapped.ok()) {
+      param_bytes_ = params_.data();
+      gradient_bytes_ = gradients_.data();
+      return mapped;
+    }
+    if (args.options.payload == Payload::kSegments ||
+        (args.options.payload == Payload::kAuto && !args.shm_dir.empty())) {
+      return mapped;  // a folder was named: it is to be the right one
+    }
+    if (info_.params_leased) {
+      return absl::UnimplementedError(absl::StrCat(
+          "parameters lie on NVMe and are leased, which needs the server's "
+          "segments: ",
+          mapped.message()));
+    }
+    info_.remote = true;
+    remote_ = std::make_unique<RemoteTransfer>(&layout_, &info_, &stream_,
+                                               args.options);
+    param_bytes_ = remote_->param_bytes();
+    gradient_bytes_ = remote_->gradient_bytes();
+    why_remote_ = std::string(mapped.message());
+    InitializeRegions();
+    return absl::OkStatus();
   }
 
   absl::Status MapSegments(const std::string& folder) {
@@ -266,12 +320,16 @@ class SessionImpl final : public Session {
                 : GradientSegmentBytes(layout_, info_.slots_per_rank),
             /*writable=*/true,
             {kGradientSegmentMagic, info_.job_id, layout_.fingerprint()}));
+    InitializeRegions();
+    return absl::OkStatus();
+  }
+
+  void InitializeRegions() {
     const MutexLock lock(regions_mutex_);
     region_of_.assign(static_cast<std::size_t>(layout_.unit_count()), -1);
     for (std::int32_t r = info_.gradient_regions; r > 0; --r) {
       free_regions_.push_back(r - 1);
     }
-    return absl::OkStatus();
   }
 
   std::span<std::byte> RegionSpan(std::int32_t unit) {
@@ -283,7 +341,7 @@ class SessionImpl final : public Session {
       REQUIRES(regions_mutex_) {
     const std::int32_t region = region_of_[static_cast<std::size_t>(unit)];
     STOWAGE_CHECK(region >= 0);  // claimed
-    return {gradients_.data() + GradientRegionOffsetBytes(layout_, region),
+    return {gradient_bytes_ + GradientRegionOffsetBytes(layout_, region),
             static_cast<std::size_t>(UnitAt(unit).trainable_elems *
                                      DtypeBytes(layout_.param_dtype()))};
   }
@@ -382,6 +440,10 @@ class SessionImpl final : public Session {
   AttachInfo info_;  // constant after Attach, as are the mappings
   MappedSegment params_;
   MappedSegment gradients_;
+  // Of the segments, or of remote_.
+  std::byte* param_bytes_ = nullptr;
+  std::byte* gradient_bytes_ = nullptr;
+  std::string why_remote_;
   std::atomic<std::int64_t> notices_{0};
   // Gradient regions: whose they are. A claim waits under the lock: what it
   // waits for needs none of this.
@@ -397,6 +459,7 @@ class SessionImpl final : public Session {
   mutable Mutex counters_mutex_;
   SessionCounters counters_ GUARDED_BY(counters_mutex_);
   std::shared_ptr<v1::Stowage::StubInterface> stub_;  // shared with the client
+  std::unique_ptr<RemoteTransfer> remote_;  // before stream_, which fills it
   SessionStream stream_;  // last: its reader ends before the rest goes
 };
 

@@ -92,6 +92,54 @@ absl::Status SessionStream::WaitLeased(std::int32_t unit, std::int64_t step,
   return absl::OkStatus();
 }
 
+absl::Status SessionStream::WaitLanded(std::int32_t unit, std::int64_t total,
+                                       std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  STOWAGE_RETURN_IF_ERROR(
+      WaitUntil(timeout, "landed micro steps", [&]() REQUIRES(mutex_) {
+        return landed_.has_value() && landed_->unit == unit &&
+               landed_->total == total;
+      }));
+  landed_.reset();
+  return absl::OkStatus();
+}
+
+void SessionStream::ExpectParams(std::int32_t unit, std::int64_t step,
+                                 std::int64_t begin_bytes,
+                                 std::span<std::byte> into) {
+  const MutexLock lock(mutex_);
+  params_ = PendingParams{unit, step, begin_bytes, into, 0};
+}
+
+absl::Status SessionStream::WaitParams(std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  absl::Status status =
+      WaitUntil(timeout, "parameters", [this]() REQUIRES(mutex_) {
+        return params_->filled_bytes ==
+               static_cast<std::int64_t>(params_->into.size());
+      });
+  params_.reset();  // the caller's memory is its own again
+  return status;
+}
+
+absl::Status SessionStream::TakeParams(const v1::ParamChunk& message) {
+  STOWAGE_ASSIGN_OR_RETURN(const proto::ParamChunkArgs chunk,
+                           proto::DecodeParamChunk(message));
+  const MutexLock lock(mutex_);
+  const auto bytes = static_cast<std::int64_t>(chunk.data.size());
+  if (!params_.has_value() || chunk.unit != params_->unit ||
+      chunk.step != params_->step ||
+      chunk.begin_bytes != params_->begin_bytes + params_->filled_bytes ||
+      bytes > static_cast<std::int64_t>(params_->into.size()) -
+                  params_->filled_bytes) {
+    return Unexpected("a chunk of parameters out of order");
+  }
+  std::copy(chunk.data.begin(), chunk.data.end(),
+            params_->into.begin() + params_->filled_bytes);
+  params_->filled_bytes += bytes;
+  return absl::OkStatus();
+}
+
 absl::Status SessionStream::WaitClosed(std::chrono::milliseconds timeout) {
   const MutexLock lock(mutex_);
   return WaitUntil(timeout, "close",
@@ -224,6 +272,15 @@ absl::Status SessionStream::Take(const v1::ServerMessage& message) {
     }
     case v1::ServerMessage::kStateChunk:
       return TakeChunk(message.state_chunk());
+    case v1::ServerMessage::kParamChunk:
+      return TakeParams(message.param_chunk());
+    case v1::ServerMessage::kLanded: {
+      STOWAGE_ASSIGN_OR_RETURN(const proto::LandedArgs landed,
+                               proto::DecodeLanded(message.landed()));
+      const MutexLock lock(mutex_);
+      landed_ = landed;
+      break;
+    }
     case v1::ServerMessage::kAttached: {
       AttachedAnswer answer;
       STOWAGE_ASSIGN_OR_RETURN(

@@ -25,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "common/job_spec.h"
 #include "common/mutex.h"
+#include "proto/payload_codec.h"
 #include "proto/session_codec.h"
 
 #include "stowage/v1/service.grpc.pb.h"
@@ -59,12 +60,20 @@ class SessionStream {
   absl::StatusOr<Verdict> WaitVerdict(std::chrono::milliseconds timeout);
   absl::Status WaitLeased(std::int32_t unit, std::int64_t step,
                           std::chrono::milliseconds timeout);
+  absl::Status WaitLanded(std::int32_t unit, std::int64_t total,
+                          std::chrono::milliseconds timeout);
   absl::Status WaitClosed(std::chrono::milliseconds timeout);
 
   // Announces where the chunks of a ReadState that is sent next go; then waits
   // for them.
   void ExpectState(const proto::ReadStateArgs& args, std::span<float> out);
   absl::Status WaitState(std::chrono::milliseconds timeout);
+
+  // Announces where the chunks of FetchParams that are sent next go: bytes
+  // [begin, begin + into.size()) of the unit; then waits for them.
+  void ExpectParams(std::int32_t unit, std::int64_t step,
+                    std::int64_t begin_bytes, std::span<std::byte> into);
+  absl::Status WaitParams(std::chrono::milliseconds timeout);
 
   // Breaks the stream with `status` unless it is broken already.
   // Returns: what broke it first.
@@ -85,6 +94,14 @@ class SessionStream {
     std::int64_t filled_elems = 0;
   };
 
+  struct PendingParams {
+    std::int32_t unit = 0;
+    std::int64_t step = 0;
+    std::int64_t begin_bytes = 0;
+    std::span<std::byte> into;
+    std::int64_t filled_bytes = 0;
+  };
+
   // The caller that reads; the watcher enforces his deadline.
   struct Waiting {
     const char* what;
@@ -97,6 +114,7 @@ class SessionStream {
   void End(const grpc::Status& finished) REQUIRES(mutex_);
   absl::Status Take(const v1::ServerMessage& message);
   absl::Status TakeChunk(const v1::StateChunk& message);
+  absl::Status TakeParams(const v1::ParamChunk& message);
   void EndWrites();
   template <typename Done>
   absl::Status WaitUntil(std::chrono::milliseconds timeout, const char* what,
@@ -117,7 +135,9 @@ class SessionStream {
   bool initialized_ GUARDED_BY(mutex_) = false;
   std::optional<Verdict> verdict_ GUARDED_BY(mutex_);
   std::optional<PendingRead> read_ GUARDED_BY(mutex_);
-  std::optional<proto::LeaseArgs> leased_ GUARDED_BY(mutex_);  // the last
+  std::optional<PendingParams> params_ GUARDED_BY(mutex_);
+  std::optional<proto::LandedArgs> landed_ GUARDED_BY(mutex_);  // the last
+  std::optional<proto::LeaseArgs> leased_ GUARDED_BY(mutex_);   // the last
   bool closed_ GUARDED_BY(mutex_) = false;  // the server said Closed
   bool ended_ GUARDED_BY(mutex_) = false;   // the call has ended
   // The right to read: one thread has it, outside the lock.

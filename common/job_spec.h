@@ -67,6 +67,12 @@ struct RunSpec {
   std::int32_t world_size = 1;   // ranks over all nodes
   std::int32_t local_ranks = 1;  // ranks of this node; local rank is 0..n-1
   std::int32_t micro_steps = 1;  // gradient accumulation steps
+  // Ranks have reduced their gradients among themselves: all of them write
+  // into one gradient segment, each its own range of a unit. They agree on
+  // what is empty and on regions. False: a segment for each rank.
+  bool shards = false;
+
+  std::int32_t gradient_segments() const { return shards ? 1 : local_ranks; }
 };
 
 // Constants of a step for one parameter group.
@@ -131,6 +137,9 @@ struct AttachInfo {
   // Above zero: the gradient segment is so many regions, each as long as the
   // largest unit's trainable elements, instead of slots; slots_are_ring holds.
   std::int32_t gradient_regions = 0;
+  // Not on the wire: this rank has no shared memory with the server; payload
+  // goes over the stream.
+  bool remote = false;
 };
 
 // What ReadState can return. Masters and moments exist for trainable
@@ -172,6 +181,9 @@ struct JobInfo {
   bool params_leased = false;
   std::int64_t param_limit_bytes = 0;  // of parameters in memory, if leased
   std::string io;                      // how the disk is read, in words
+  // Step `step` (the next) has a verdict and no apply, its run has ended, and
+  // RollForward() can end it.
+  bool prepared = false;
 
   friend bool operator==(const JobInfo&, const JobInfo&) = default;
 };

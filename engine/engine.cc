@@ -34,7 +34,8 @@ absl::StatusOr<at::Tensor> Engine::Forward(
   const auto begin = Clock::now();
   reporter_.Memory("before forward");
   at::Tensor output;
-  STOWAGE_RETURN_IF_ERROR(CatchStatus("forward", [&] { output = body(); }));
+  STOWAGE_RETURN_IF_ERROR(
+      Explain(CatchStatus("forward", [&] { output = body(); })));
   const double ms = MsSince(begin);
   forward_ms_ += ms;
   micro_forward_ms_ += ms;
@@ -63,7 +64,7 @@ absl::Status Engine::Backward(const at::Tensor& loss) {
         "backward: the loss must be a tensor of one element");
   }
   reporter_.Memory("before backward");
-  STOWAGE_RETURN_IF_ERROR(CatchStatus("backward", [&] {
+  const absl::Status ran = CatchStatus("backward", [&] {
     collector_->BeginMicroStep(step_, micro);
     const at::Tensor seed =
         at::full_like(loss, scaler_.scale(), loss.options());
@@ -71,7 +72,8 @@ absl::Status Engine::Backward(const at::Tensor& loss) {
     collector_->EndBackward();
     coordinator_->EndPass();
     micro_losses_.push_back(loss.item<double>());
-  }));
+  });
+  STOWAGE_RETURN_IF_ERROR(Explain(ran));
   if (!order_sent_) {
     const std::vector<std::int32_t> order = coordinator_->ForwardOrder();
     if (!order.empty()) {
@@ -95,7 +97,9 @@ ApplyArgs Engine::MakeApplyArgs(const Verdict& verdict,
   const config::Config& config = this->config();
   const double count = static_cast<double>(options_.launch.world_size) *
                        static_cast<double>(config.gradient_accumulation_steps);
-  const double unscale = 1.0 / (update.scale_during * count);
+  // Numbers of the verdict are of gradients divided by the exchange's divisor.
+  const double unscale =
+      exchange_->gradient_divisor() / (update.scale_during * count);
   result->gradient_norm = std::sqrt(verdict.sum_of_squares) * unscale;
   ApplyArgs args;
   args.step = step_;
@@ -134,6 +138,7 @@ ApplyArgs Engine::MakeApplyArgs(const Verdict& verdict,
     state.trace = coordinator_->live_plan().trace().uses();
   }
   state.user = user_state;
+  state.last_apply = args;
   args.client_state = state.Serialize();
   return args;
 }
@@ -147,7 +152,9 @@ absl::StatusOr<StepResult> Engine::Step(const std::string& user_state) {
         config().gradient_accumulation_steps, " micro steps done"));
   }
   reporter_.Memory("before step");
-  STOWAGE_ASSIGN_OR_RETURN(StepResult result, StepInner(user_state));
+  absl::StatusOr<StepResult> stepped = StepInner(user_state);
+  if (!stepped.ok()) return Explain(stepped.status());
+  StepResult result = *std::move(stepped);
   result.forward_ms = std::exchange(forward_ms_, 0.0);
   result.backward_ms = std::exchange(backward_ms_, 0.0);
   const ExchangeWaits waits = exchange_->TakeWaits();
@@ -234,6 +241,28 @@ absl::StatusOr<StepResult> Engine::StepInner(const std::string& user_state) {
   return result;
 }
 
+// A peer that ends breaks the connections between ranks first; the server knows
+// who it was and why.
+absl::Status Engine::Explain(absl::Status status) const {
+  if (!absl::IsUnavailable(status) || session_ == nullptr) return status;
+  for (int i = 0; i < 50; ++i) {
+    if (absl::Status known = session_->status(); !known.ok()) return known;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return status;
+}
+
+absl::Status Engine::ViewParams(
+    int unit,
+    const std::function<absl::Status(std::span<const std::byte>)>& view) {
+  const absl::StatusOr<std::span<const std::byte>> data =
+      exchange_->Fetch(unit, step_);
+  if (!data.ok()) return Explain(data.status());
+  const absl::Status viewed = view(*data);
+  exchange_->Release(unit);
+  return viewed;
+}
+
 absl::StatusOr<at::Tensor> Engine::ReadParam(int unit, int param,
                                              StateKind kind) {
   const Layout::Unit& shape = layout().units()[static_cast<std::size_t>(unit)];
@@ -241,9 +270,9 @@ absl::StatusOr<at::Tensor> Engine::ReadParam(int unit, int param,
     if (candidate.declared_index != param) continue;
     at::Tensor values = at::empty(candidate.shape);
     STOWAGE_RETURN_IF_ERROR(
-        session_->ReadState(unit, kind, candidate.begin_elems,
-                            {values.mutable_data_ptr<float>(),
-                             static_cast<std::size_t>(candidate.elems)}));
+        exchange_->ReadState(unit, kind, candidate.begin_elems,
+                             {values.mutable_data_ptr<float>(),
+                              static_cast<std::size_t>(candidate.elems)}));
     return values;
   }
   return absl::InvalidArgumentError(
@@ -253,8 +282,8 @@ absl::StatusOr<at::Tensor> Engine::ReadParam(int unit, int param,
 absl::Status Engine::Close(bool keep) {
   reporter_.Flush();
   coordinator_.reset();
-  if (session_ == nullptr) return absl::OkStatus();
-  const absl::Status closed = session_->Close(/*close_job=*/!keep);
+  if (exchange_ == nullptr) return absl::OkStatus();
+  const absl::Status closed = exchange_->Close(/*close_job=*/!keep);
   if (private_server_ != nullptr) {
     // The other ranks' sessions live in our child: let them say goodbye.
     for (int i = 0; i < 1000; ++i) {

@@ -40,8 +40,10 @@
 #include "client/private_server.h"
 #include "engine/config/config.h"
 #include "engine/exchange/exchange.h"
+#include "engine/exchange/node_alignment.h"
 #include "engine/exchange/rendezvous.h"
 #include "engine/monitor/step_reporter.h"
+#include "engine/plan/shard_plan.h"
 #include "engine/precision/loss_scaler.h"
 #include "engine/schedule/schedule.h"
 #include "engine/zero/coordinator.h"
@@ -162,7 +164,18 @@ class Engine {
     return config::ResolvedJson(options_.resolution);
   }
   const LaunchInfo& launch() const { return options_.launch; }
-  const Layout& layout() const { return session_->layout(); }
+  // The model's, whoever holds how much of it.
+  const Layout& layout() const { return layout_; }
+  // No server: all state is on the ranks.
+  bool has_server() const { return needs_server_; }
+  const Exchange& exchange() const { return *exchange_; }
+  // Why the exchange is what it is, in words.
+  const std::string& exchange_reason() const { return exchange_reason_; }
+  // Shows the unit's parameters as ranks compute with them (a flat buffer in
+  // the layout's type). Where the exchange is collective, all ranks call it.
+  absl::Status ViewParams(
+      int unit,
+      const std::function<absl::Status(std::span<const std::byte>)>& view);
   const std::string& server_address() const { return server_address_; }
   const std::string& job_name() const { return job_name_; }
   bool server_is_private() const { return private_server_known_; }
@@ -196,7 +209,16 @@ class Engine {
                    const std::function<torch::nn::Module*()>& make);
   absl::Status Connect();
   absl::Status AddStorageArguments(std::vector<std::string>& arguments) const;
-  absl::Status CheckExchange() const;
+  absl::Status ChooseExchange();
+  absl::Status MakeExchange();
+  absl::Status MakeC10dExchange();
+  absl::Status AlignNodes();
+  absl::Status FollowOtherNodes(const NodePlan& plan);
+  absl::Status TellHowStepEnded();
+  absl::Status Explain(absl::Status status) const;
+  absl::Status StartServer();
+  absl::Status FindServers();
+  RunSpec MakeRunSpec() const;
   JobSpec MakeJobSpec() const;
   absl::Status BringInitialValues();
   absl::Status RestoreClientState(const AttachInfo& info);
@@ -217,6 +239,15 @@ class Engine {
   std::string server_address_;
   std::string job_name_;
   std::string nonce_;
+  bool use_c10d_ = false;
+  bool needs_server_ = true;
+  std::string exchange_reason_;
+  // Ranks that share this rank's server, in rank order.
+  int group_first_ = 0;
+  int group_ranks_ = 1;
+  bool aligned_source_ = false;  // other nodes follow this one's last step
+  Layout layout_;
+  plan::ShardPlan shard_plan_;
   std::unique_ptr<client::OffloadClient> client_;
   std::vector<UnitRecord> units_;
   std::unique_ptr<client::Session> session_;

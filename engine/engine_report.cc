@@ -28,6 +28,7 @@ absl::Status Engine::MakeReporter() {
 }
 
 std::optional<monitor::TierBytes> Engine::Tiers() {
+  if (client_ == nullptr) return std::nullopt;  // nothing is offloaded
   const absl::StatusOr<std::vector<JobInfo>> jobs = client_->ListJobs();
   if (!jobs.ok()) return std::nullopt;
   for (const JobInfo& job : *jobs) {

@@ -4,35 +4,21 @@
 #include <torch/utils.h>
 
 #include <chrono>
-#include <filesystem>
 #include <map>
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/environment.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "engine/checkpoint/client_state.h"
 #include "engine/device/host_allocator.h"
 #include "engine/engine.h"
-#include "engine/exchange/segment_exchange.h"
 #include "engine/torch_status.h"
 
 namespace stowage::engine {
 namespace {
 
-constexpr std::chrono::milliseconds kRendezvousTimeout{60000};
 constexpr char kFrozenGroup[] = "frozen";
-
-std::string RandomHex(int bytes) {
-  std::random_device device;
-  std::string text;
-  for (int i = 0; i < bytes; ++i) {
-    absl::StrAppend(&text, absl::Hex(device() & 0xffU, absl::kZeroPad2));
-  }
-  return text;
-}
 
 // splitmix64: neighbouring units get unrelated streams.
 std::uint64_t Mix(std::uint64_t value) {
@@ -47,48 +33,13 @@ std::uint64_t Mix(std::uint64_t value) {
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
   std::unique_ptr<Engine> engine(new Engine(std::move(options)));
   STOWAGE_RETURN_IF_ERROR(config::CheckSupported(engine->config()));
-  STOWAGE_RETURN_IF_ERROR(engine->CheckExchange());
+  STOWAGE_RETURN_IF_ERROR(engine->ChooseExchange());
   STOWAGE_RETURN_IF_ERROR(engine->MakeSchedule());
   STOWAGE_RETURN_IF_ERROR(engine->Connect());
   return engine;
 }
 
 Engine::~Engine() = default;
-
-absl::Status Engine::CheckExchange() const {
-  const config::Config& config = this->config();
-  std::string exchange = options_.exchange;
-  if (exchange.empty()) {
-    exchange = config::ExchangeKindName(config.stowage.exchange);
-  }
-  if (exchange != "auto" && exchange != "segments" && exchange != "c10d") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--exchange \"", exchange, "\": expected auto, segments or c10d"));
-  }
-  if (exchange == "c10d") {
-    return absl::UnimplementedError(
-        "exchange c10d is not built yet; use --exchange segments, for ranks of "
-        "one host");
-  }
-  if (options_.launch.world_size != options_.launch.local_world_size) {
-    return absl::UnimplementedError(absl::StrCat(
-        "WORLD_SIZE=", options_.launch.world_size,
-        " but LOCAL_WORLD_SIZE=", options_.launch.local_world_size,
-        ": ranks on several hosts need the c10d exchange, which is not built "
-        "yet; start all ranks on one host"));
-  }
-  const config::ZeroOptimization& zero = config.zero_optimization;
-  if (zero.stage == 0 ||
-      zero.offload_optimizer.device == config::OffloadDevice::kNone) {
-    return absl::UnimplementedError(absl::StrCat(
-        "zero_optimization.stage ", zero.stage,
-        " with offload_optimizer.device ",
-        config::OffloadDeviceName(zero.offload_optimizer.device),
-        " needs the c10d exchange, which is not built yet; use stage 1, 2 or 3 "
-        "with offload_optimizer.device cpu"));
-  }
-  return absl::OkStatus();
-}
 
 absl::Status Engine::MakeSchedule() {
   const config::Config& config = this->config();
@@ -113,84 +64,6 @@ absl::Status Engine::MakeSchedule() {
     }
   }
   STOWAGE_ASSIGN_OR_RETURN(scaler_, precision::LossScaler::Create(options));
-  return absl::OkStatus();
-}
-
-// A private server may use what the file names: its folders are made, as
-// DeepSpeed makes them, and its memory is the budget.
-absl::Status Engine::AddStorageArguments(
-    std::vector<std::string>& arguments) const {
-  const StorageSpec storage = config::ToStorageSpec(config(), 1);
-  if (storage.memory_budget_bytes > 0) {
-    arguments.insert(
-        arguments.end(),
-        {"--memory-limit", absl::StrCat(storage.memory_budget_bytes)});
-  }
-  for (const std::string& path : storage.nvme_paths) {
-    std::error_code error;
-    std::filesystem::create_directories(path, error);
-    if (error) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "nvme_path \"", path, "\": make the folder: ", error.message()));
-    }
-    arguments.insert(arguments.end(), {"--nvme-root", path});
-  }
-  return absl::OkStatus();
-}
-
-absl::Status Engine::Connect() {
-  STOWAGE_ASSIGN_OR_RETURN(
-      rendezvous_, Rendezvous::Create(options_.launch, kRendezvousTimeout));
-  server_address_ = options_.server;
-  if (server_address_.empty()) server_address_ = config().stowage.server;
-  if (server_address_.empty()) {
-    server_address_ = Environment("STOWAGE_SERVER");
-  }
-  private_server_known_ = server_address_.empty();
-  job_name_ = options_.job;
-  if (job_name_.empty()) job_name_ = config().stowage.job;
-  if (options_.launch.rank == 0) {
-    std::string error;
-    if (private_server_known_) {
-      client::PrivateServer::Options server;
-      server.shm_dir = config().stowage.shm_dir;
-      server.threads = options_.server_threads > 0
-                           ? options_.server_threads
-                           : static_cast<int>(config().stowage.server_threads);
-      if (absl::Status added = AddStorageArguments(server.extra_args);
-          !added.ok()) {
-        rendezvous_->Set("server", "!").IgnoreError();
-        return added;
-      }
-      absl::StatusOr<std::unique_ptr<client::PrivateServer>> started =
-          client::PrivateServer::Start(server);
-      if (!started.ok()) {
-        // The others must not wait for an address that never comes.
-        rendezvous_->Set("server", "!").IgnoreError();
-        return started.status();
-      }
-      private_server_ = *std::move(started);
-      server_address_ = private_server_->address();
-      log::Info("private server", {{"address", server_address_},
-                                   {"pid", private_server_->pid()}});
-    }
-    nonce_ = RandomHex(16);
-    if (job_name_.empty())
-      job_name_ = absl::StrCat("run-", nonce_.substr(0, 8));
-    STOWAGE_RETURN_IF_ERROR(rendezvous_->Set("nonce", nonce_));
-    STOWAGE_RETURN_IF_ERROR(rendezvous_->Set("job", job_name_));
-    STOWAGE_RETURN_IF_ERROR(rendezvous_->Set("server", server_address_));
-  } else {
-    STOWAGE_ASSIGN_OR_RETURN(server_address_, rendezvous_->Get("server"));
-    if (server_address_ == "!") {
-      return absl::UnavailableError("rank 0 could not start a private stowd");
-    }
-    STOWAGE_ASSIGN_OR_RETURN(nonce_, rendezvous_->Get("nonce"));
-    STOWAGE_ASSIGN_OR_RETURN(job_name_, rendezvous_->Get("job"));
-  }
-  client::ConnectOptions connect;
-  STOWAGE_ASSIGN_OR_RETURN(
-      client_, client::OffloadClient::Connect(server_address_, connect));
   return absl::OkStatus();
 }
 
@@ -267,30 +140,19 @@ JobSpec Engine::MakeJobSpec() const {
   job.durability = config().stowage.durability == config::Durability::kPower
                        ? Durability::kPower
                        : Durability::kMemory;
-  job.storage =
-      config::ToStorageSpec(config(), options_.launch.local_world_size);
+  job.storage = config::ToStorageSpec(config(), group_ranks_);
   return job;
 }
 
 absl::Status Engine::Start() {
   const auto begin = std::chrono::steady_clock::now();
   const config::Config& config = this->config();
-  RunSpec run;
-  run.nonce = nonce_;
-  run.world_size = options_.launch.world_size;
-  run.local_ranks = options_.launch.local_world_size;
-  run.micro_steps =
-      static_cast<std::int32_t>(config.gradient_accumulation_steps);
-  STOWAGE_ASSIGN_OR_RETURN(
-      session_, client_->Attach(MakeJobSpec(), run, options_.launch.local_rank,
-                                client::SessionOptions{}));
-  const AttachInfo& info = session_->info();
+  STOWAGE_RETURN_IF_ERROR(MakeExchange());
+  const AttachInfo& info = exchange_->info();
   resumed_ = info.initialized;
   if (!info.initialized) {
     STOWAGE_RETURN_IF_ERROR(BringInitialValues());
   }
-  exchange_ =
-      std::make_unique<SegmentExchange>(session_.get(), run.micro_steps);
   const config::ZeroOptimization& zero = config.zero_optimization;
   CoordinatorOptions options;
   options.stage = zero.stage;
@@ -302,6 +164,7 @@ absl::Status Engine::Start() {
       zero.stage3_model_persistence_threshold;
   options.log_trace = zero.log_trace_cache_warnings;
   options.auto_cast = config.fp16.auto_cast && config.precision == Dtype::kFp16;
+  options.refresh_bucket_elems = zero.allgather_bucket_size;
   if (info.params_leased) {
     // A unit is leased as a whole, and what is leased stays in the server's
     // memory: nothing may be kept for good, nor more than the server allows.
@@ -317,10 +180,13 @@ absl::Status Engine::Start() {
   }
   const absl::Status made = CatchStatus("engine start", [&] {
     coordinator_ = std::make_unique<Coordinator>(
-        options, &session_->layout(), exchange_.get(), std::move(units));
+        options, &layout_, exchange_.get(), std::move(units));
     collector_ = std::make_unique<GradientCollector>(
-        &session_->layout(), exchange_.get(), std::move(params),
-        /*keep_gradients=*/zero.stage == 1);
+        &layout_, exchange_.get(), std::move(params),
+        GradientCollector::Options{
+            // Where ranks reduce, the reducer keeps the sums of stages 0 and 1.
+            .keep_gradients = zero.stage == 1 && !use_c10d_,
+            .contiguous = !use_c10d_ || zero.contiguous_gradients});
   });
   STOWAGE_RETURN_IF_ERROR(made);
   if (const std::int64_t need = coordinator_->live_plan().limit_elems();
@@ -342,11 +208,15 @@ absl::Status Engine::Start() {
   if (options_.launch.rank == 0) {
     log::Info(resumed_ ? "job resumed" : "job started",
               {{"job", job_name_},
-               {"server", server_address_},
+               {"server", needs_server_ ? server_address_ : "none"},
                {"exchange", std::string(exchange_->name())},
+               {"because", exchange_reason_},
+               {"payload", !needs_server_ ? "none"
+                           : info.remote  ? "over the stream, in chunks"
+                                          : "through segments"},
                {"epoch", info.epoch},
                {"step", step_},
-               {"parameters", session_->layout().parameter_count()},
+               {"parameters", layout_.parameter_count()},
                {"stage", zero.stage},
                {"precision", std::string(DtypeName(config.precision))}});
   }
@@ -354,23 +224,23 @@ absl::Status Engine::Start() {
 }
 
 absl::Status Engine::BringInitialValues() {
-  const int ranks = options_.launch.local_world_size;
-  for (int u = options_.launch.local_rank; u < static_cast<int>(units_.size());
-       u += ranks) {
+  const Exchange::InitialShare share = exchange_->initial_share();
+  for (int u = share.index; u < static_cast<int>(units_.size());
+       u += share.count) {
     const UnitRecord& unit = units_[static_cast<std::size_t>(u)];
     const absl::Status status = CatchStatus("initial values", [&] {
       torch::manual_seed(UnitSeed(options_.seed, u));
       const std::shared_ptr<torch::nn::Module> module = unit.make();
       const auto parameters = module->named_parameters(/*recurse=*/true);
       for (const Layout::Param& param :
-           session_->layout().units()[static_cast<std::size_t>(u)].params) {
+           layout_.units()[static_cast<std::size_t>(u)].params) {
         const std::string key = param.name.substr(unit.name.size() + 1);
         const at::Tensor values =
             parameters[key].detach().to(at::kFloat).contiguous();
         ThrowIfError(
-            session_->PutState(u, param.begin_elems,
-                               {values.const_data_ptr<float>(),
-                                static_cast<std::size_t>(values.numel())}));
+            exchange_->PutState(u, param.begin_elems,
+                                {values.const_data_ptr<float>(),
+                                 static_cast<std::size_t>(values.numel())}));
       }
     });
     ReturnFreeMemory();
@@ -380,7 +250,7 @@ absl::Status Engine::BringInitialValues() {
           absl::StrCat("unit \"", unit.name, "\": ", status.message()));
     }
   }
-  return session_->FinishInitialization();
+  return exchange_->FinishInitialization();
 }
 
 absl::Status Engine::RestoreClientState(const AttachInfo& info) {
@@ -393,7 +263,7 @@ absl::Status Engine::RestoreClientState(const AttachInfo& info) {
   user_state_ = state.user;
   bool known = !state.trace.empty();
   for (const std::int32_t unit : state.trace) {
-    known = known && unit >= 0 && unit < session_->layout().unit_count();
+    known = known && unit >= 0 && unit < layout_.unit_count();
   }
   if (known) {
     coordinator_->RestoreTrace(state.trace);

@@ -1,5 +1,7 @@
 #include "proto/admin_codec.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "proto/job_codec.h"
@@ -73,6 +75,13 @@ absl::StatusOr<RewindArgs> DecodeRewindJob(
         absl::StrCat("rewind: step ", message.step(), ", expected at least 0"));
   }
   return RewindArgs{message.name(), message.step()};
+}
+
+absl::StatusOr<RollForwardArgs> DecodeRollForward(
+    const v1::RollForwardRequest& message) {
+  STOWAGE_RETURN_IF_ERROR(CheckJobName(message.name()));
+  STOWAGE_ASSIGN_OR_RETURN(ApplyArgs apply, DecodeApply(message.apply()));
+  return RollForwardArgs{message.name(), std::move(apply)};
 }
 
 }  // namespace stowage::proto

@@ -35,4 +35,12 @@ struct RewindArgs {
 // Errors: kInvalidArgument.
 absl::StatusOr<RewindArgs> DecodeRewindJob(const v1::RewindJobRequest& message);
 
+struct RollForwardArgs {
+  std::string name;
+  ApplyArgs apply;
+};
+// Errors: kInvalidArgument.
+absl::StatusOr<RollForwardArgs> DecodeRollForward(
+    const v1::RollForwardRequest& message);
+
 }  // namespace stowage::proto

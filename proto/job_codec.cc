@@ -251,6 +251,7 @@ absl::StatusOr<RunSpec> DecodeRunSpec(const v1::RunSpec& message) {
   spec.world_size = message.world_size();
   spec.local_ranks = message.local_ranks();
   spec.micro_steps = message.micro_steps();
+  spec.shards = message.shards();
   return spec;
 }
 
@@ -259,6 +260,7 @@ void EncodeRunSpec(const RunSpec& spec, v1::RunSpec* message) {
   message->set_world_size(spec.world_size);
   message->set_local_ranks(spec.local_ranks);
   message->set_micro_steps(spec.micro_steps);
+  message->set_shards(spec.shards);
 }
 
 absl::StatusOr<AttachInfo> DecodeAttachInfo(const v1::AttachInfo& message) {
@@ -350,6 +352,7 @@ absl::StatusOr<JobInfo> DecodeJobInfo(const v1::JobInfo& message) {
   info.cache_bytes = message.cache_bytes();
   info.disk_bytes_read = message.disk_bytes_read();
   info.disk_bytes_written = message.disk_bytes_written();
+  info.prepared = message.prepared();
   info.params_leased = message.params_leased();
   info.param_limit_bytes = message.param_limit_bytes();
   info.io = message.io();
@@ -381,6 +384,7 @@ void EncodeJobInfo(const JobInfo& info, v1::JobInfo* message) {
   message->set_cache_bytes(info.cache_bytes);
   message->set_disk_bytes_read(info.disk_bytes_read);
   message->set_disk_bytes_written(info.disk_bytes_written);
+  message->set_prepared(info.prepared);
   message->set_params_leased(info.params_leased);
   message->set_param_limit_bytes(info.param_limit_bytes);
   message->set_io(info.io);

@@ -46,7 +46,7 @@ GENERATED = "stowage/v1/"
 # ".cc" of a place means: in its sources, not in its headers.
 HOMES = {
     "liburing": (r"<liburing", ["storage/nvme"]),
-    "ISA-L": (r"<isa-l", ["storage/nvme"]),
+    "ISA-L": (r"<isa-l", ["storage/nvme", "proto"]),
     "gRPC": (r"<grpc(pp|/)", ["proto", "server/rpc", "client", "cli .cc", "tests", "bench"]),
     "protobuf": (r'(<google/protobuf/|["<][^">]*\.pb\.h[">])',
                  ["proto", "server/rpc", "client", "cli .cc", "tests", "bench"]),

@@ -8,7 +8,8 @@ namespace stowage::engine {
 namespace {
 
 constexpr std::string_view kMagic = "SWCS";
-constexpr std::uint32_t kVersion = 1;
+// 2 added last_apply.
+constexpr std::uint32_t kVersion = 2;
 
 template <typename T>
 void Append(std::string& out, T value) {
@@ -45,6 +46,25 @@ class Reader {
   std::string_view rest_;
 };
 
+bool ReadApply(Reader& reader, ApplyArgs* args) {
+  std::uint8_t skip = 0;
+  std::uint32_t groups = 0;
+  if (!reader.Read(&args->step) || !reader.Read(&skip) ||
+      !reader.Read(&args->gradient_factor) || !reader.Read(&groups) ||
+      reader.left() / (5 * sizeof(double)) < groups) {
+    return false;
+  }
+  args->skip = skip != 0;
+  args->groups.resize(groups);
+  for (GroupStep& group : args->groups) {
+    for (double* value : {&group.lr, &group.beta1, &group.beta2, &group.eps,
+                          &group.weight_decay}) {
+      if (!reader.Read(value)) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 std::string ClientState::Serialize() const {
@@ -56,6 +76,16 @@ std::string ClientState::Serialize() const {
   Append(out, static_cast<std::uint32_t>(trace.size()));
   for (const std::int32_t unit : trace) Append(out, unit);
   AppendText(out, user);
+  Append(out, last_apply.step);
+  Append(out, static_cast<std::uint8_t>(last_apply.skip ? 1 : 0));
+  Append(out, last_apply.gradient_factor);
+  Append(out, static_cast<std::uint32_t>(last_apply.groups.size()));
+  for (const GroupStep& group : last_apply.groups) {
+    for (const double value :
+         {group.lr, group.beta1, group.beta2, group.eps, group.weight_decay}) {
+      Append(out, value);
+    }
+  }
   return out;
 }
 
@@ -70,7 +100,7 @@ absl::StatusOr<ClientState> ClientState::Parse(std::string_view bytes) {
   Reader reader(bytes.substr(kMagic.size()));
   std::uint32_t version = 0;
   if (!reader.Read(&version)) return bad("ends early");
-  if (version != kVersion) {
+  if (version < 1 || version > kVersion) {
     return bad(
         absl::StrCat("version ", version, ", this trainer knows ", kVersion));
   }
@@ -84,9 +114,11 @@ absl::StatusOr<ClientState> ClientState::Parse(std::string_view bytes) {
   }
   state.trace.resize(uses);
   for (std::int32_t& unit : state.trace) reader.Read(&unit);
-  if (!reader.ReadText(&state.user) || reader.left() != 0) {
-    return bad("has a wrong length");
+  if (!reader.ReadText(&state.user)) return bad("has a wrong length");
+  if (version >= 2 && !ReadApply(reader, &state.last_apply)) {
+    return bad("ends early");
   }
+  if (reader.left() != 0) return bad("has a wrong length");
   return state;
 }
 

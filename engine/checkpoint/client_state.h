@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/job_spec.h"
 
 namespace stowage::engine {
 
@@ -21,6 +22,10 @@ struct ClientState {
   std::string loss_scaler;          // precision::LossScaler::Serialize()
   std::vector<std::int32_t> trace;  // unit uses of one pass; may be empty
   std::string user;                 // the trainer's own (data position, ...)
+  // What ended the step that this state is kept with, without the state itself;
+  // a node that was cut off before it ends the step so, too. No groups: not
+  // told (version 1).
+  ApplyArgs last_apply;
 
   std::string Serialize() const;
   // Errors: kDataLoss for bytes that are not a client state of a known

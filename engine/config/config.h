@@ -60,6 +60,7 @@ struct ZeroOptimization {
   bool overlap_comm = true;
   bool contiguous_gradients = true;
   bool reduce_scatter = true;
+  bool allgather_partitions = true;
   std::int64_t reduce_bucket_size = 500'000'000;
   std::int64_t allgather_bucket_size = 500'000'000;
   OffloadParam offload_param;
@@ -209,6 +210,8 @@ struct Config {
   bool memory_breakdown = false;
   bool dump_state = false;
   Dtype communication_data_type = Dtype::kFp32;
+  bool prescale_gradients = false;
+  double gradient_predivide_factor = 1.0;
   bool zero_allow_untested_optimizer = false;
   std::string log_level;  // "debug", "info", "warning", "error"; empty: unset
 
@@ -284,6 +287,10 @@ absl::StatusOr<Resolution> Resolve(const Document& document,
 // Refuses what is resolved but not available in this build, with the reason.
 // Errors: kUnimplemented naming key and value.
 absl::Status CheckSupported(const Config& config);
+
+// Why ranks cannot exchange through segments under this configuration, though
+// they be on one host; empty if they can.
+std::string WhyNotSegments(const Config& config);
 
 // Where the job's state lies, as the server is told. max_in_cpu counts the
 // elements of one rank, the server those of a node: `local_ranks` times as

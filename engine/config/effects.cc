@@ -61,6 +61,30 @@ void WarnOfSchedule(const Config& config, Settings& settings) {
 
 }  // namespace
 
+std::string WhyNotSegments(const Config& config) {
+  const ZeroOptimization& zero = config.zero_optimization;
+  if (zero.stage == 0) return "stage 0 keeps all state on the ranks";
+  if (zero.offload_optimizer.device == OffloadDevice::kNone) {
+    return "the optimizer's state is not offloaded";
+  }
+  if (zero.stage == 3 && zero.offload_param.device == OffloadDevice::kNone) {
+    return "parameters are not offloaded";
+  }
+  return "";
+}
+
+namespace {
+
+// As far as the file says: ranks on several hosts use it, too.
+bool UsesC10d(const Config& config) {
+  if (config.stowage.exchange != ExchangeKind::kAuto) {
+    return config.stowage.exchange == ExchangeKind::kC10d;
+  }
+  return !WhyNotSegments(config).empty();
+}
+
+}  // namespace
+
 std::string WhyNoEffect(Needs needs, const Config& config) {
   const ZeroOptimization& zero = config.zero_optimization;
   switch (needs) {
@@ -106,7 +130,7 @@ std::string WhyNoEffect(Needs needs, const Config& config) {
                  ? ""
                  : "stowage.jsonl_monitor.enabled is false";
     case Needs::kC10d:
-      return config.stowage.exchange == ExchangeKind::kC10d
+      return UsesC10d(config)
                  ? ""
                  : Cat("ranks of one host exchange through segments "
                        "(stowage.exchange is \"",

@@ -43,6 +43,11 @@ void ReadZero(const Settings& s, ZeroOptimization& zero) {
     return Cat("zero_optimization.", name);
   };
   zero.stage = static_cast<int>(s.Int(path("stage")));
+  zero.overlap_comm =
+      !s.At(path("overlap_comm")).has_value || s.Bool(path("overlap_comm"));
+  zero.contiguous_gradients = s.Bool(path("contiguous_gradients"));
+  zero.reduce_scatter = s.Bool(path("reduce_scatter"));
+  zero.allgather_partitions = s.Bool(path("allgather_partitions"));
   zero.reduce_bucket_size = s.Int(path("reduce_bucket_size"));
   zero.allgather_bucket_size = s.Int(path("allgather_bucket_size"));
   zero.sub_group_size = s.Int(path("sub_group_size"));
@@ -233,6 +238,8 @@ void ReadTop(Settings& s, const TrainerValues& trainer, Config& config) {
           MakeString(std::string(DtypeName(config.precision))),
           Origin::kDefault, "the parameters' type");
   }
+  config.prescale_gradients = s.Bool("prescale_gradients");
+  config.gradient_predivide_factor = s.Number("gradient_predivide_factor");
   config.communication_data_type =
       DtypeOf(s.Text("communication_data_type")).value_or(config.precision);
 

@@ -71,21 +71,22 @@ constexpr Key kKeys[] = {
     {.path = "prescale_gradients",
      .type = kBool,
      .def = "false",
-     .rule = Rule::kFixed,
-     .only = "false",
-     .effect = "gradients are summed in fp32 and divided once, in the "
-               "optimizer's pass",
-     .difference = "a warning; DeepSpeed changes the order of roundings"},
+     .needs = Needs::kC10d,
+     .effect = "gradients are divided by the number of ranks before they "
+               "travel, and only by the rest in the optimizer's pass",
+     .difference = "for the c10d exchange only; together with "
+                   "gradient_predivide_factor that is the divisor",
+     .tests = "C10dKeys.PrescaleDividesWhatTravels"},
     {.path = "gradient_predivide_factor",
      .type = kNumber,
      .def = "1.0",
      .min = 0,
      .above_min = true,
-     .rule = Rule::kFixed,
-     .only = "1.0",
-     .effect = "gradients are summed in fp32 and divided once, in the "
-               "optimizer's pass",
-     .difference = "a warning; DeepSpeed changes the order of roundings"},
+     .needs = Needs::kC10d,
+     .effect = "gradients are divided by it before they travel; the "
+               "optimizer's pass undoes it",
+     .difference = "for the c10d exchange only",
+     .tests = "C10dKeys.PrescaleDividesWhatTravels"},
     {.path = "gradient_allreduce_op",
      .type = kEnum,
      .def = "\"mean\"",
@@ -101,7 +102,8 @@ constexpr Key kKeys[] = {
      .effect = "element type of gradients between ranks; absent is the "
                "parameters' type",
      .difference = "for the c10d exchange only: through segments nothing is "
-                   "converted"},
+                   "converted",
+     .tests = "C10dKeys.CommunicationDataTypeIsWhatTravels"},
     {.path = "seq_parallel_communication_data_type",
      .type = kEnum,
      .choices = "fp16|bf16|fp32",

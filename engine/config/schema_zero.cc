@@ -23,26 +23,35 @@ constexpr Key kKeys[] = {
     {.path = ZERO "contiguous_gradients",
      .type = kBool,
      .def = "true",
-     .rule = Rule::kFixed,
-     .only = "true",
-     .effect = "gradients always go to contiguous slots of the segment"},
+     .needs = Needs::kC10d,
+     .effect = "a unit's gradients are copied to one buffer as they come; "
+               "false: they stay where autograd made them until the unit is "
+               "complete",
+     .difference = "for the c10d exchange only: in segments gradients are "
+                   "always in contiguous slots",
+     .tests = "C10dKeys.ContiguousGradients"},
     {.path = ZERO "reduce_scatter",
      .type = kBool,
      .def = "true",
-     .rule = Rule::kFixed,
-     .only = "true",
-     .effect = "each gradient is summed once, where its state lives",
-     .difference = "no conflict with prescale_gradients or "
-                   "gradient_predivide_factor, which are warned of"},
+     .needs = Needs::kC10d,
+     .effect = "each rank receives its part of a gradient only; false: an "
+               "all-reduce, of which it takes its part",
+     .difference = "for the c10d exchange only: in segments each gradient is "
+                   "summed once, where its state lives. Over Gloo an "
+                   "all-to-all, summed in fp32 by the receiver; no conflict "
+                   "with prescale_gradients or gradient_predivide_factor",
+     .tests = "C10dKeys.ReduceScatterOrAllReduce"},
     {.path = ZERO "reduce_bucket_size",
      .type = kInt,
      .def = "500000000",
      .min = 1,
      .auto_rule = Auto::kReduceBucket,
      .needs = Needs::kC10d,
-     .effect = "elements of one gradient exchange between ranks",
-     .difference = "for the c10d exchange only",
-     .tests = "Resolve.AutoBucketsFollowTheWidth"},
+     .effect = "elements of one message of gradients between ranks: units are "
+               "joined up to it, a larger unit is cut",
+     .difference = "for the c10d exchange only; counts gathered elements of "
+                   "units, not parameters",
+     .tests = "C10dKeys.ReduceBucketSizeJoinsAndCuts"},
     {.path = ZERO "use_multi_rank_bucket_allreduce",
      .type = kBool,
      .def = "true",
@@ -51,23 +60,31 @@ constexpr Key kKeys[] = {
     {.path = ZERO "allgather_partitions",
      .type = kBool,
      .def = "true",
-     .rule = Rule::kFixed,
-     .only = "true",
-     .effect = "parameters are refreshed unit by unit"},
+     .needs = Needs::kC10d,
+     .effect = "parameters come in all-gathers; false: in a broadcast from "
+               "each rank",
+     .difference = "for the c10d exchange only, and in every stage",
+     .tests = "C10dKeys.AllgatherPartitionsOrBroadcasts"},
     {.path = ZERO "allgather_bucket_size",
      .type = kInt,
      .def = "500000000",
      .min = 0,
-     .rule = Rule::kNoEffect,
-     .effect = "parameters are refreshed unit by unit, as versions arrive"},
+     .needs = Needs::kC10d,
+     .effect = "elements of one gather of parameters (a larger unit takes "
+               "several); in stages 1 and 2 also elements under way ahead of "
+               "their use",
+     .difference = "for the c10d exchange only, and in every stage",
+     .tests = "C10dKeys.AllgatherBucketSizeCutsGathers"},
     {.path = ZERO "overlap_comm",
      .type = kBool,
      .nullable = true,
-     .rule = Rule::kFixed,
-     .only = "true",
-     .effect = "gradients always land while backward still runs",
-     .difference = "true for every stage; DeepSpeed's default is true for "
-                   "stage 3 only"},
+     .needs = Needs::kC10d,
+     .effect = "gradients travel while backward goes on, two messages at a "
+               "time; false: each is waited for. Absent: true",
+     .difference = "for the c10d exchange only: in segments gradients always "
+                   "land while backward runs. DeepSpeed's default is true for "
+                   "stage 3 only",
+     .tests = "C10dKeys.OverlapCommLetsTwoMessagesTravel"},
     {.path = ZERO "compute_grad_norm",
      .type = kBool,
      .rule = Rule::kFixed,

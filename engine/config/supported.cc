@@ -14,17 +14,12 @@ absl::Status CheckSupported(const Config& config) {
     errors.Add(Cat(key, " = ", value, " is not available yet: ", why), true);
   };
   const ZeroOptimization& zero = config.zero_optimization;
-  if (zero.stage == 0) {
-    refuse("zero_optimization.stage", "0",
-           "the state lives in the server, which needs stage 1, 2 or 3");
-  }
-  if (zero.stage > 0 && zero.offload_optimizer.device == OffloadDevice::kNone) {
-    refuse("zero_optimization.offload_optimizer.device", "\"none\"",
-           "optimizer state lives in the server; take \"cpu\"");
-  }
-  if (zero.stage == 3 && zero.offload_param.device == OffloadDevice::kNone) {
-    refuse("zero_optimization.offload_param.device", "\"none\"",
-           "in stage 3 parameters live in the server; take \"cpu\"");
+  if (zero.offload_optimizer.device == OffloadDevice::kNone &&
+      zero.offload_param.device != OffloadDevice::kNone) {
+    refuse("zero_optimization.offload_param.device",
+           Cat("\"", OffloadDeviceName(zero.offload_param.device), "\""),
+           "parameters live in the server with the optimizer's state; set "
+           "offload_optimizer.device too");
   }
   if (zero.offload_optimizer.ratio < 1) {
     refuse("zero_optimization.offload_optimizer.ratio",
@@ -42,10 +37,6 @@ absl::Status CheckSupported(const Config& config) {
       refuse("optimizer.type",
              Cat("\"", OptimizerTypeName(config.optimizer.type), "\""),
              "the server has kernels for Adam and AdamW");
-  }
-  if (config.stowage.exchange == ExchangeKind::kC10d) {
-    refuse("stowage.exchange", "\"c10d\"",
-           "ranks exchange through segments of one host");
   }
   const bool on_nvme = zero.offload_optimizer.device == OffloadDevice::kNvme ||
                        zero.offload_param.device == OffloadDevice::kNvme;

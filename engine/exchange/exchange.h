@@ -35,6 +35,26 @@ struct ExchangeWaits {
   double gradients_seconds = 0;
 };
 
+// How a StartFetch() went.
+enum class FetchStart : std::uint8_t {
+  kNo,       // cannot be started now: the later Fetch() does all the work
+  kReady,    // Fetch() would not wait
+  kStarted,  // under way; Release() also gives up what was only started
+};
+
+// Messages and bytes between ranks, since the exchange began.
+struct ExchangeTraffic {
+  std::int64_t gathers = 0;       // collectives that brought parameters
+  std::int64_t gather_bytes = 0;  // that this rank sent for them
+  std::int64_t reduces = 0;
+  std::int64_t reduce_bytes = 0;
+  std::int64_t largest_gather_bytes = 0;  // of one collective, the whole
+  std::int64_t largest_reduce_bytes = 0;
+  std::int64_t reduces_under_way_max = 0;
+  std::int64_t gathered_bytes_peak = 0;  // buffers of gathered units
+  std::int64_t reduce_bytes_peak = 0;    // buffers of gradients
+};
+
 class Exchange {
  public:
   Exchange() = default;
@@ -44,15 +64,45 @@ class Exchange {
 
   virtual std::string_view name() const = 0;  // "segments", "c10d"
 
+  // Where the job stood when this rank came to it.
+  virtual const AttachInfo& info() const = 0;
+  // True: a fetched unit is memory that stays where it is and is brought up to
+  // date in place; parameters may go on pointing there after a Release().
+  virtual bool in_place() const = 0;
+  // True: Fetch() needs every rank to fetch the same.
+  virtual bool collective() const = 0;
+
+  // Initial values of elements [begin, begin + size) of the unit. Each unit is
+  // brought by the rank whose InitialShare::index is unit modulo count.
+  struct InitialShare {
+    std::int32_t index = 0;
+    std::int32_t count = 1;
+  };
+  virtual InitialShare initial_share() const = 0;
+  virtual absl::Status PutState(std::int32_t unit, std::int64_t begin_elems,
+                                std::span<const float> values) = 0;
+  virtual absl::Status FinishInitialization() = 0;
+  // Errors: kInvalidArgument for elements that this rank cannot reach.
+  virtual absl::Status ReadState(std::int32_t unit, StateKind kind,
+                                 std::int64_t begin_elems,
+                                 std::span<float> out) = 0;
+  virtual absl::Status Close(bool close_job) = 0;
+
+  // What gradients were divided by before they were summed; the verdict's
+  // numbers are of what was summed.
+  virtual double gradient_divisor() const { return 1; }
+  virtual ExchangeTraffic traffic() const { return {}; }
+  // State and copies of it in this process, in bytes.
+  virtual std::int64_t held_bytes() const { return 0; }
+
   // The unit's gathered flat buffer, content as of `step` committed steps.
   // Valid until Release(unit); in place it is memory of the server's.
   // Blocks: until the parameters are there.
   virtual absl::StatusOr<std::span<const std::byte>> Fetch(
       std::int32_t unit, std::int64_t step) = 0;
 
-  // Starts a fetch without waiting. Returns: false if it cannot be started now
-  // (then the later Fetch does all the work).
-  virtual bool StartFetch(std::int32_t unit, std::int64_t step) = 0;
+  // Starts a fetch without waiting.
+  virtual FetchStart StartFetch(std::int32_t unit, std::int64_t step) = 0;
 
   virtual void Release(std::int32_t unit) = 0;
 

@@ -58,6 +58,8 @@ class StoreRendezvous final : public Rendezvous {
     return value;
   }
 
+  c10::intrusive_ptr<c10d::Store> store() override { return store_; }
+
  private:
   c10::intrusive_ptr<c10d::Store> store_;
 };

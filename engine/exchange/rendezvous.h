@@ -13,6 +13,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include <c10/util/intrusive_ptr.h>
+
+namespace c10d {
+class Store;
+}  // namespace c10d
 
 namespace stowage::engine {
 
@@ -47,6 +52,9 @@ class Rendezvous {
   // Blocks: until somebody sets the key, at most the timeout (kDeadlineExceeded
   // naming the key).
   virtual absl::StatusOr<std::string> Get(const std::string& key) = 0;
+
+  // LibTorch's store behind it, for process groups.
+  virtual c10::intrusive_ptr<c10d::Store> store() = 0;
 };
 
 }  // namespace stowage::engine

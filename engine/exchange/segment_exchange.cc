@@ -8,8 +8,9 @@
 namespace stowage::engine {
 
 SegmentExchange::SegmentExchange(client::Session* session,
-                                 std::int32_t micro_steps)
-    : session_(session), micro_steps_(micro_steps) {
+                                 std::int32_t micro_steps,
+                                 std::int32_t local_ranks)
+    : session_(session), micro_steps_(micro_steps), local_ranks_(local_ranks) {
   const client::SessionCounters counters = session_->counters();
   taken_ = {counters.version_wait_seconds, counters.prepare_seconds, 0};
 }
@@ -24,12 +25,13 @@ absl::StatusOr<std::span<const std::byte>> SegmentExchange::Fetch(
   return session_->unit_params(unit);
 }
 
-bool SegmentExchange::StartFetch(std::int32_t unit, std::int64_t step) {
+FetchStart SegmentExchange::StartFetch(std::int32_t unit, std::int64_t step) {
   // In place there is nothing to move: the lease can be had at once if the
   // version is there, and not at all before. Under leases the server reads
   // ahead by the trace; asking early would only hold its memory.
-  if (session_->info().params_leased) return false;
-  return session_->VersionReady(unit, step);
+  if (session_->info().params_leased) return FetchStart::kNo;
+  return session_->VersionReady(unit, step) ? FetchStart::kReady
+                                            : FetchStart::kNo;
 }
 
 void SegmentExchange::Release(std::int32_t unit) {

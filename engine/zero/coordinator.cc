@@ -80,6 +80,7 @@ Coordinator::Coordinator(const CoordinatorOptions& options,
       slot.begin_elems = param.begin_elems;
       slot.persistent = persistent_[u][index];
       if (slot.persistent) persistent_elems_ += param.elems;
+      if (!slot.persistent) state.all_persistent = false;
       at::Tensor& tensor = units[u].params[index];
       if (partitioned()) {
         slot.storage = GatheredStorage::Adopt(tensor, dtype, &ledger_);
@@ -100,18 +101,44 @@ Coordinator::~Coordinator() {
   }
 }
 
+// Not all that the unit's next use reads is there.
+bool Coordinator::NeedsGather(std::int32_t unit) const {
+  const UnitState& state = units_[static_cast<std::size_t>(unit)];
+  return state.version != step_ || (!state.fetched && !state.all_persistent);
+}
+
+// Exchanges that take their buffer back: persistent parameters are copied into
+// memory that stays.
+void Coordinator::KeepPersistent(UnitState& state, const std::byte* data) {
+  const std::int64_t width = DtypeBytes(layout_->param_dtype());
+  for (Param& param : state.params) {
+    if (!param.persistent) continue;
+    if (!param.kept.defined()) {
+      param.kept = at::empty({param.storage.bytes()}, at::kByte);
+    }
+    std::memcpy(param.kept.data_ptr(), data + param.begin_elems * width,
+                static_cast<std::size_t>(param.storage.bytes()));
+    if (!param.storage.filled()) param.storage.Fill(param.kept.data_ptr());
+  }
+}
+
 void Coordinator::Gather(std::int32_t unit) {
+  // A buffer of an earlier version cannot be brought up to date.
+  if (At(unit).fetched && !exchange_->in_place()) Release(unit);
   UnitState& state = At(unit);
   absl::StatusOr<std::span<const std::byte>> data =
       exchange_->Fetch(unit, step_);
   ThrowIfError(data.status());
   const std::int64_t width = DtypeBytes(layout_->param_dtype());
+  if (!exchange_->in_place()) KeepPersistent(state, data->data());
   for (Param& param : state.params) {
     if (param.storage.filled()) continue;
     param.storage.Fill(data->data() + param.begin_elems * width);
   }
   state.fetched = true;
+  state.started = false;
   state.version = step_;
+  if (state.all_persistent && !exchange_->in_place()) Release(unit);
 }
 
 void Coordinator::Release(std::int32_t unit) {
@@ -119,8 +146,9 @@ void Coordinator::Release(std::int32_t unit) {
   for (Param& param : state.params) {
     if (!param.persistent) param.storage.Empty();
   }
-  if (state.fetched) exchange_->Release(unit);
+  if (state.fetched || state.started) exchange_->Release(unit);
   state.fetched = false;
+  state.started = false;
 }
 
 void Coordinator::Refresh(std::int32_t unit) {
@@ -131,17 +159,54 @@ void Coordinator::Refresh(std::int32_t unit) {
   ThrowIfError(data.status());
   std::memcpy(state.own.data_ptr(), data->data(), data->size());
   exchange_->Release(unit);
+  if (state.started) {
+    ahead_elems_ -= layout_->units()[static_cast<std::size_t>(unit)].elems;
+  }
+  state.started = false;
   state.version = step_;
+  RefreshAhead();
+}
+
+// Stages 0 to 2 where ranks gather: starts on the units that the forward uses
+// next, as far as the bucket allows.
+void Coordinator::RefreshAhead() {
+  if (!exchange_->collective()) return;
+  if (ahead_step_ != step_) {
+    ahead_step_ = step_;
+    ahead_order_ = ForwardOrder();
+    ahead_next_ = 0;
+  }
+  while (ahead_next_ < ahead_order_.size()) {
+    const std::int32_t unit = ahead_order_[ahead_next_];
+    const std::int64_t elems =
+        layout_->units()[static_cast<std::size_t>(unit)].elems;
+    if (At(unit).version != step_) {
+      if (ahead_elems_ + elems > options_.refresh_bucket_elems) return;
+      if (exchange_->StartFetch(unit, step_) != FetchStart::kStarted) return;
+      At(unit).started = true;
+      ahead_elems_ += elems;
+    }
+    ++ahead_next_;
+  }
 }
 
 void Coordinator::Carry(const plan::LivePlan::Actions& actions) {
   for (const std::int32_t unit : actions.release) Release(unit);
-  for (const std::int32_t unit : actions.fetch) Gather(unit);
+  for (const std::int32_t unit : actions.fetch) {
+    if (NeedsGather(unit)) Gather(unit);
+  }
   for (const std::int32_t unit : actions.prefetch) {
-    if (exchange_->StartFetch(unit, step_)) {
-      Gather(unit);
-    } else {
-      live_plan_.CancelPrefetch(unit);
+    if (!NeedsGather(unit)) continue;
+    switch (exchange_->StartFetch(unit, step_)) {
+      case FetchStart::kReady:
+        Gather(unit);
+        break;
+      case FetchStart::kStarted:
+        At(unit).started = true;
+        break;
+      case FetchStart::kNo:
+        live_plan_.CancelPrefetch(unit);
+        break;
     }
   }
 }
@@ -165,11 +230,11 @@ void Coordinator::BeginUse(std::int32_t unit, bool traced) {
         {{"unit", layout_->units()[static_cast<std::size_t>(unit)].name},
          {"step", step_}});
   }
-  // A unit kept alive by its persistent parameters alone still needs the
-  // version of this step.
-  if (At(unit).version != step_) Gather(unit);
+  // A prefetch that was only started is waited for here. A unit kept alive by
+  // its persistent parameters alone still needs the version of this step.
+  if (NeedsGather(unit)) Gather(unit);
   for (const std::int32_t other : borrows_[static_cast<std::size_t>(unit)]) {
-    if (At(other).version != step_) Gather(other);
+    if (NeedsGather(other)) Gather(other);
   }
 }
 

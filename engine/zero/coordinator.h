@@ -37,6 +37,8 @@ struct CoordinatorOptions {
   bool log_trace = false;
   // fp16.auto_cast: floating inputs of a unit take the parameters' type.
   bool auto_cast = false;
+  // Stages 0 to 2 where ranks gather: elements under way ahead of their use.
+  std::int64_t refresh_bucket_elems = 500'000'000;
 };
 
 // What a rank holds, in bytes (tests and the memory table in docs).
@@ -97,6 +99,7 @@ class Coordinator {
     GatheredStorage storage;
     std::int64_t begin_elems = 0;
     bool persistent = false;
+    at::Tensor kept;  // persistent ones' memory if the exchange has none
   };
   struct UnitState {
     std::vector<Param> params;
@@ -104,6 +107,8 @@ class Coordinator {
         -1;                // of the content persistent or own storages have
     at::Tensor own;        // stages 1, 2
     bool fetched = false;  // non-persistent storages are filled
+    bool started = false;  // a fetch is under way
+    bool all_persistent = true;
   };
 
   UnitState& At(std::int32_t unit) {
@@ -116,8 +121,11 @@ class Coordinator {
       std::vector<std::vector<bool>>* persistent);
   void Carry(const plan::LivePlan::Actions& actions);
   void Gather(std::int32_t unit);
+  bool NeedsGather(std::int32_t unit) const;
+  void KeepPersistent(UnitState& state, const std::byte* data);
   void Release(std::int32_t unit);
   void Refresh(std::int32_t unit);
+  void RefreshAhead();
 
   CoordinatorOptions options_;
   const Layout* layout_;
@@ -129,6 +137,11 @@ class Coordinator {
   std::vector<std::vector<std::int32_t>> borrows_;
   std::int64_t persistent_elems_ = 0;
   std::int64_t step_ = 0;
+  // RefreshAhead(): of step ahead_step_.
+  std::int64_t ahead_step_ = -1;
+  std::vector<std::int32_t> ahead_order_;
+  std::size_t ahead_next_ = 0;
+  std::int64_t ahead_elems_ = 0;  // started and not copied yet
 };
 
 // LibTorch's name for a parameter type.

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -36,8 +37,8 @@ class CollectorHook final : public torch::autograd::PostAccumulateGradHook {
 
 GradientCollector::GradientCollector(
     const Layout* layout, Exchange* exchange,
-    std::vector<std::vector<at::Tensor>> params, bool keep_gradients)
-    : layout_(layout), exchange_(exchange), keep_gradients_(keep_gradients) {
+    std::vector<std::vector<at::Tensor>> params, const Options& options)
+    : layout_(layout), exchange_(exchange), options_(options) {
   units_.resize(params.size());
   for (std::size_t u = 0; u < params.size(); ++u) {
     Unit& unit = units_[u];
@@ -98,6 +99,22 @@ void GradientCollector::Arrive(std::int32_t unit_index, std::size_t index,
         "engine's Backward(loss) rather than loss.backward()"));
   }
   Param& param = units_[static_cast<std::size_t>(unit_index)].params[index];
+  if (options_.contiguous) {
+    Copy(unit_index, param, gradient);
+  } else {
+    param.held = gradient;
+    held_bytes_ += static_cast<std::int64_t>(gradient.nbytes());
+    held_bytes_peak_ = std::max(held_bytes_peak_, held_bytes_);
+  }
+  if (options_.keep_gradients) {
+    at::Tensor wide = gradient.to(at::kFloat);
+    param.kept = param.kept.defined() ? param.kept.add_(wide) : wide;
+  }
+  CountArrival(unit_index, param);
+}
+
+void GradientCollector::Copy(std::int32_t unit_index, const Param& param,
+                             const at::Tensor& gradient) {
   const Dtype dtype = layout_->param_dtype();
   std::byte* place = Target(unit_index) + param.begin_elems * DtypeBytes(dtype);
   const auto bytes = static_cast<std::size_t>(param.elems * DtypeBytes(dtype));
@@ -110,11 +127,16 @@ void GradientCollector::Arrive(std::int32_t unit_index, std::size_t index,
         .copy_(gradient);
   }
   copied_bytes_ += static_cast<std::int64_t>(bytes);
-  if (keep_gradients_) {
-    at::Tensor wide = gradient.to(at::kFloat);
-    param.kept = param.kept.defined() ? param.kept.add_(wide) : wide;
+}
+
+void GradientCollector::CopyHeld(std::int32_t unit_index) {
+  if (options_.contiguous) return;
+  for (Param& param : units_[static_cast<std::size_t>(unit_index)].params) {
+    if (!param.held.defined()) continue;
+    Copy(unit_index, param, param.held);
+    held_bytes_ -= static_cast<std::int64_t>(param.held.nbytes());
+    param.held.reset();
   }
-  CountArrival(unit_index, param);
 }
 
 void GradientCollector::CountArrival(std::int32_t unit_index, Param& param) {
@@ -127,6 +149,7 @@ void GradientCollector::CountArrival(std::int32_t unit_index, Param& param) {
   }
   param.arrived = true;
   if (++unit.arrived == unit.trainable) {
+    CopyHeld(unit_index);
     ThrowIfError(exchange_->GradientReady(step_, micro_, unit_index, false));
   }
 }
@@ -140,6 +163,7 @@ void GradientCollector::EndBackward() {
     const auto unit_index = static_cast<std::int32_t>(u);
     const bool empty = unit.arrived == 0;
     if (!empty) {
+      CopyHeld(unit_index);
       for (const Param& param : unit.params) {
         if (!param.trainable || param.arrived) continue;
         std::memset(Target(unit_index) + param.begin_elems * width, 0,

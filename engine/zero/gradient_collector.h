@@ -27,11 +27,18 @@ namespace stowage::engine {
 
 class GradientCollector {
  public:
+  struct Options {
+    bool keep_gradients = false;  // stage 1: their fp32 sum, to the boundary
+    // Gradients are copied to the unit's place as they come; false: they stay
+    // where autograd made them until the unit is complete.
+    bool contiguous = true;
+  };
+
   // `params[u][i]` are the tensors of unit u in declaration order; hooks are
   // set on the trainable ones. The collector must outlive every backward.
   GradientCollector(const Layout* layout, Exchange* exchange,
                     std::vector<std::vector<at::Tensor>> params,
-                    bool keep_gradients);
+                    const Options& options);
   GradientCollector(const GradientCollector&) = delete;
   GradientCollector& operator=(const GradientCollector&) = delete;
   ~GradientCollector();
@@ -43,6 +50,8 @@ class GradientCollector {
   void EndStep();
 
   std::int64_t kept_bytes() const;
+  // The most that was held of autograd's own gradients; not contiguous only.
+  std::int64_t held_bytes_peak() const { return held_bytes_peak_; }
   // Bytes of gradients taken from autograd since the last call.
   std::int64_t TakeCopiedBytes();
 
@@ -51,6 +60,7 @@ class GradientCollector {
   struct Param {
     at::Tensor tensor;
     at::Tensor kept;  // stage 1, fp32
+    at::Tensor held;  // not contiguous: autograd's own, until the unit is done
     std::int64_t begin_elems = 0;
     std::int64_t elems = 0;
     bool trainable = false;
@@ -64,17 +74,21 @@ class GradientCollector {
   };
 
   void Arrive(std::int32_t unit, std::size_t index, const at::Tensor& gradient);
+  void Copy(std::int32_t unit, const Param& param, const at::Tensor& gradient);
+  void CopyHeld(std::int32_t unit);
   void CountArrival(std::int32_t unit, Param& param);
   std::byte* Target(std::int32_t unit);
 
   const Layout* layout_;
   Exchange* exchange_;
   std::vector<Unit> units_;
-  bool keep_gradients_;
+  const Options options_;
   bool open_ = false;
   std::int64_t step_ = 0;
   std::int32_t micro_ = 0;
   std::int64_t copied_bytes_ = 0;
+  std::int64_t held_bytes_ = 0;
+  std::int64_t held_bytes_peak_ = 0;
 };
 
 }  // namespace stowage::engine

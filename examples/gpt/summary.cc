@@ -31,6 +31,19 @@ std::string DiskPart(const RunFacts& facts) {
       ", \"written_per_step\": ", facts.job.disk_bytes_written / steps, "}");
 }
 
+std::string Traffic(const engine::ExchangeTraffic& traffic) {
+  return absl::StrCat(
+      "\"gathers\": ", traffic.gathers,
+      ", \"gather_bytes\": ", traffic.gather_bytes,
+      ", \"reduces\": ", traffic.reduces,
+      ", \"reduce_bytes\": ", traffic.reduce_bytes,
+      ", \"largest_gather_bytes\": ", traffic.largest_gather_bytes,
+      ", \"largest_reduce_bytes\": ", traffic.largest_reduce_bytes,
+      ", \"reduces_under_way_max\": ", traffic.reduces_under_way_max,
+      ", \"gathered_bytes_peak\": ", traffic.gathered_bytes_peak,
+      ", \"reduce_bytes_peak\": ", traffic.reduce_bytes_peak);
+}
+
 }  // namespace
 
 double Median(std::vector<double> values) {
@@ -65,7 +78,10 @@ absl::Status WriteSummary(const std::string& path, const RunFacts& facts,
       "},\n  \"tokens_per_second\": ", Number(facts.tokens_per_second),
       ",\n  \"loss_scale_final\": ", Number(engine.loss_scale()),
       ",\n  \"skipped_steps\": ", engine.skipped_steps(),
-      ",\n  \"server\": {\"pid\": ", facts.server.pid, ", \"version\": \"",
+      ",\n  \"exchange\": {\"name\": \"", std::string(engine.exchange().name()),
+      "\", \"because\": \"", engine.exchange_reason(), "\", ",
+      Traffic(engine.exchange().traffic()),
+      "},\n  \"server\": {\"pid\": ", facts.server.pid, ", \"version\": \"",
       facts.server.version, "\", \"pinned_bytes\": ", facts.server.pinned_bytes,
       ", \"param_bytes\": ", facts.job.param_bytes,
       ", \"state_bytes\": ", facts.job.state_bytes,
@@ -94,26 +110,42 @@ void PrintTables(const RunFacts& facts, const engine::Engine& engine) {
       absl::StrFormat("%.2f M", static_cast<double>(facts.parameters) / 1e6)
           .c_str(),
       facts.ranks);
-  std::printf(
-      "  stowd, pid %d%s\n", facts.server.pid,
-      engine.server_is_private() ? " (private, ended with this run)" : "");
-  std::printf("    fp32 masters and moments   %12s\n",
-              HumanBytes(facts.job.state_bytes).c_str());
-  std::printf("    %s parameters (shared)   %12s\n",
-              std::string(DtypeName(engine.config().precision)).c_str(),
-              HumanBytes(facts.job.param_bytes).c_str());
-  std::printf("    gradient slots and sums    %12s\n",
-              HumanBytes(facts.job.gradient_bytes).c_str());
+  if (engine.has_server()) {
+    std::printf(
+        "  stowd, pid %d%s\n", facts.server.pid,
+        engine.server_is_private() ? " (private, ended with this run)" : "");
+    std::printf("    fp32 masters and moments   %12s\n",
+                HumanBytes(facts.job.state_bytes).c_str());
+    std::printf("    %s parameters (shared)   %12s\n",
+                std::string(DtypeName(engine.config().precision)).c_str(),
+                HumanBytes(facts.job.param_bytes).c_str());
+    std::printf("    gradient slots and sums    %12s\n",
+                HumanBytes(facts.job.gradient_bytes).c_str());
+  }
   std::printf("  each rank\n");
   if (engine.config().zero_optimization.stage >= 3) {
-    std::printf(
-        "    parameters gathered, peak  %12s  (leases, read in place)\n",
-        HumanBytes(facts.held.gathered_peak).c_str());
+    std::printf("    parameters gathered, peak  %12s  (%s)\n",
+                HumanBytes(facts.held.gathered_peak).c_str(),
+                engine.exchange().in_place() ? "leases, read in place"
+                                             : "from all ranks");
   } else {
     std::printf("    its own parameters         %12s\n",
                 HumanBytes(facts.held.own_params).c_str());
   }
-  std::printf("    optimizer state            %12s\n", "0 B");
+  if (engine.exchange().collective()) {
+    const engine::ExchangeTraffic traffic = engine.exchange().traffic();
+    std::printf("    state and buffers          %12s\n",
+                HumanBytes(engine.exchange().held_bytes()).c_str());
+    std::printf(
+        "    sent for parameters        %12s in %ld collectives\n"
+        "    sent for gradients         %12s in %ld\n",
+        HumanBytes(traffic.gather_bytes).c_str(),
+        static_cast<long>(traffic.gathers),
+        HumanBytes(traffic.reduce_bytes).c_str(),
+        static_cast<long>(traffic.reduces));
+  } else {
+    std::printf("    optimizer state            %12s\n", "0 B");
+  }
   std::printf("\nWhere a step's time went (median of %zu steps)\n",
               facts.step_ms.size());
   std::printf(
@@ -122,6 +154,7 @@ void PrintTables(const RunFacts& facts, const engine::Engine& engine) {
       "(waiting for landing, peers and new parameters)\n",
       Median(facts.step_ms), Median(facts.forward_ms),
       Median(facts.backward_ms), Median(facts.exposed_ms));
+  if (!engine.has_server()) return;
   const double steps =
       static_cast<double>(std::max<std::size_t>(1, facts.step_ms.size()));
   std::printf("\nWhat stowd did (%s kernels, %d threads)\n",

@@ -14,6 +14,7 @@
 #include <ctime>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -107,8 +108,11 @@ absl::StatusOr<std::string> Generate(engine::Engine& engine,
   std::string text = prompt;
   std::uint64_t state = 0x2545f4914f6cdd1dULL;
   const std::int64_t window_max = std::min<std::int64_t>(context, 64);
+  // Ranks that gather together must all do as many passes.
+  const bool together = engine.exchange().collective();
   STOWAGE_RETURN_IF_ERROR(engine.Evaluate([&] {
-    for (std::int64_t i = 0; i < count && g_interrupts == 0; ++i) {
+    for (std::int64_t i = 0; i < count && (together || g_interrupts == 0);
+         ++i) {
       const std::size_t length =
           std::min(text.size(), static_cast<std::size_t>(window_max));
       at::Tensor tokens =
@@ -157,7 +161,8 @@ absl::Status MakeFolder(const std::string& path) {
   }
 }
 
-// The ranks' parameters, from the segment, unit by unit.
+// The ranks' parameters, unit by unit. Where the exchange is collective all
+// ranks call it; the first one writes.
 absl::Status SaveWeights(engine::Engine& engine, const std::string& path) {
   const Layout& layout = engine.layout();
   std::vector<engine::SafetensorsEntry> entries;
@@ -166,23 +171,29 @@ absl::Status SaveWeights(engine::Engine& engine, const std::string& path) {
       entries.push_back({param.name, layout.param_dtype(), param.shape});
     }
   }
-  STOWAGE_ASSIGN_OR_RETURN(
-      engine::SafetensorsWriter writer,
-      engine::SafetensorsWriter::Create(
-          path, std::move(entries),
-          {{"format", "pt"}, {"step", absl::StrCat(engine.step())}}));
+  std::optional<engine::SafetensorsWriter> writer;
+  if (engine.launch().rank == 0) {
+    STOWAGE_ASSIGN_OR_RETURN(
+        writer, engine::SafetensorsWriter::Create(
+                    path, std::move(entries),
+                    {{"format", "pt"}, {"step", absl::StrCat(engine.step())}}));
+  }
   const std::int64_t width = DtypeBytes(layout.param_dtype());
   for (std::int32_t u = 0; u < layout.unit_count(); ++u) {
-    STOWAGE_RETURN_IF_ERROR(engine.session().WaitVersion(u, engine.step()));
-    const std::span<const std::byte> data = engine.session().unit_params(u);
-    for (const Layout::Param& param :
-         layout.units()[static_cast<std::size_t>(u)].params) {
-      STOWAGE_RETURN_IF_ERROR(writer.Append(
-          data.subspan(static_cast<std::size_t>(param.begin_elems * width),
-                       static_cast<std::size_t>(param.elems * width))));
-    }
+    const absl::Status written = engine.ViewParams(
+        u, [&](std::span<const std::byte> data) -> absl::Status {
+          if (!writer) return absl::OkStatus();
+          for (const Layout::Param& param :
+               layout.units()[static_cast<std::size_t>(u)].params) {
+            STOWAGE_RETURN_IF_ERROR(writer->Append(data.subspan(
+                static_cast<std::size_t>(param.begin_elems * width),
+                static_cast<std::size_t>(param.elems * width))));
+          }
+          return absl::OkStatus();
+        });
+    if (!written.ok()) return written;
   }
-  return writer.Finish();
+  return writer ? writer->Finish() : absl::OkStatus();
 }
 
 class Trainer {
@@ -300,6 +311,7 @@ absl::Status CollectFacts(engine::Engine& engine, RunFacts& facts) {
   facts.held = engine.coordinator().held();
   facts.rank_private_bytes = engine::monitor::ReadMemoryUse().private_bytes;
   facts.rank_threads = at::get_num_threads();
+  if (!engine.has_server()) return absl::OkStatus();
   STOWAGE_ASSIGN_OR_RETURN(facts.server,
                            engine.offload_client().GetServerInfo());
   STOWAGE_ASSIGN_OR_RETURN(const std::vector<JobInfo> jobs,
@@ -310,29 +322,35 @@ absl::Status CollectFacts(engine::Engine& engine, RunFacts& facts) {
   return absl::OkStatus();
 }
 
-absl::Status FinishRankZero(const Options& options, engine::Engine& engine,
-                            Model<engine::Engine>& model, Trainer& trainer,
-                            const std::string& prompt,
-                            const std::string& before) {
+// What all ranks do at the end where the exchange is collective, and the first
+// one elsewhere.
+absl::Status Finish(const Options& options, engine::Engine& engine,
+                    Model<engine::Engine>& model, Trainer& trainer,
+                    const std::string& prompt, const std::string& before) {
   if (options.sample_bytes > 0) {
     STOWAGE_ASSIGN_OR_RETURN(
         const std::string after,
         Generate(engine, model, prompt, options.sample_bytes,
                  options.model.context));
-    std::printf(
-        "\nText generated before training:\n%s\n\nand after %ld "
-        "steps:\n%s\n",
-        Printable(before).c_str(), static_cast<long>(engine.step()),
-        Printable(after).c_str());
+    if (engine.launch().rank == 0) {
+      std::printf(
+          "\nText generated before training:\n%s\n\nand after %ld "
+          "steps:\n%s\n",
+          Printable(before).c_str(), static_cast<long>(engine.step()),
+          Printable(after).c_str());
+    }
   }
-  trainer.facts().model = options.model;
-  STOWAGE_RETURN_IF_ERROR(CollectFacts(engine, trainer.facts()));
-  PrintTables(trainer.facts(), engine);
+  if (engine.launch().rank == 0) {
+    trainer.facts().model = options.model;
+    STOWAGE_RETURN_IF_ERROR(CollectFacts(engine, trainer.facts()));
+    PrintTables(trainer.facts(), engine);
+  }
   if (options.out.empty()) return absl::OkStatus();
   if (options.save_weights) {
     STOWAGE_RETURN_IF_ERROR(
         SaveWeights(engine, absl::StrCat(options.out, "/model.safetensors")));
   }
+  if (engine.launch().rank != 0) return absl::OkStatus();
   STOWAGE_RETURN_IF_ERROR(
       WriteSummary(absl::StrCat(options.out, "/summary.json"), trainer.facts(),
                    engine, engine.config_resolved_json()));
@@ -432,15 +450,19 @@ int TrainRank(const Options& options) {
   absl::Status status;
   std::string before;
   const std::string prompt(reinterpret_cast<const char*>(data->Sample(0)), 16);
-  if (rank == 0 && options.sample_bytes > 0) {
+  const bool takes_part = rank == 0 || engine.exchange().collective();
+  if (takes_part && options.sample_bytes > 0) {
     absl::StatusOr<std::string> text = Generate(
         engine, model, prompt, options.sample_bytes, options.model.context);
     status = text.status();
     if (text.ok()) before = *std::move(text);
   }
   if (status.ok()) status = trainer.Run();
-  if (status.ok() && rank == 0 && g_interrupts == 0) {
-    status = FinishRankZero(options, engine, model, trainer, prompt, before);
+  // Where the ranks act together an interrupt counts when all have heard it.
+  const bool goes_on = engine.exchange().collective() ? !trainer.stopped()
+                                                      : g_interrupts == 0;
+  if (status.ok() && takes_part && goes_on) {
+    status = Finish(options, engine, model, trainer, prompt, before);
   }
   if (!status.ok()) {
     return Fail("training stopped", status, ExitCodeDuring(status), rank);

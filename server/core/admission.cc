@@ -46,7 +46,7 @@ absl::Status CheckGroupStep(const GroupStep& step, const std::string& what) {
 
 SlotPlan PlanSlots(const RunSpec& run, std::int32_t kept_slots_max) {
   const std::int64_t slots =
-      static_cast<std::int64_t>(run.local_ranks) * run.micro_steps;
+      static_cast<std::int64_t>(run.gradient_segments()) * run.micro_steps;
   if (slots <= std::min(kept_slots_max, kKeptSlotsLimit)) {
     return {.ring = false, .slots_per_rank = run.micro_steps};
   }
@@ -58,8 +58,8 @@ MemoryNeed NeedOf(const Layout& layout, const RunSpec& run,
   MemoryNeed need;
   need.state_bytes = storage::HostStore::PinnedBytes(layout);
   need.param_bytes = ParamSegmentBytes(layout);
-  need.gradient_bytes =
-      run.local_ranks * GradientSegmentBytes(layout, plan.slots_per_rank);
+  need.gradient_bytes = run.gradient_segments() *
+                        GradientSegmentBytes(layout, plan.slots_per_rank);
   if (plan.ring) {
     need.sum_bytes = storage::PinnedArena::MappedBytes(
         layout.state_elems() * static_cast<std::int64_t>(sizeof(float)));

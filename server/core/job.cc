@@ -99,7 +99,8 @@ void Job::Shutdown(const absl::Status& why, bool remove_files) {
   std::unique_ptr<ParamResidency> residency;
   {
     MutexLock lock(mutex_);
-    while (busy_) idle_.Wait(mutex_);  // an attach that is allocating
+    // An attach that is allocating, a session that copies.
+    while (busy_ || payloads_ > 0) idle_.Wait(mutex_);
     run = std::move(run_);
     store = std::move(store_);
     params = std::move(params_);
@@ -147,6 +148,7 @@ JobInfo Job::Info() const {
     info.gradient_bytes = run_->gradients->bytes();
   }
   info.failed_because = std::string(failed_because_.message());
+  info.prepared = MayRollForward();
   info.units_landed = units_landed_;
   info.landing_seconds = landing_seconds_;
   info.apply_seconds = apply_seconds_;
@@ -441,12 +443,7 @@ absl::Status Job::Apply(const SessionState& session, const ApplyArgs& args) {
           absl::StrCat("apply: step ", args.step,
                        " before its verdict; the job is at step ", run.step));
     }
-    run.last_apply = args;
-    run.ledger.NextStep(&run.applying);
-    run.prepared.assign(run.prepared.size(), false);
-    run.nonfinite.clear();
-    ++run.step;
-    apply_pending_ = true;
+    AcceptApply(args);
     // A commit on NVMe is no work for a session's thread.
     if (!args.skip || busy_ || spec_.storage.on_nvme()) {
       work_.NotifyOne();
@@ -539,7 +536,8 @@ bool Job::DoOnePiece() {
           landing = run_->ledger.PopReady();
           break;
         }
-        if (run_ && !run_->over.ok() && run_->LiveSessions() == 0) {
+        if (run_ && !run_->over.ok() && run_->LiveSessions() == 0 &&
+            !MayRollForward()) {
           finished = std::move(run_);
           break;
         }

@@ -108,6 +108,28 @@ class Job {
                                std::span<const std::int32_t> units,
                                std::span<const std::int32_t> uses);
   absl::Status Notice(const SessionState& session, const NoticeArgs& notice);
+  struct GradientPlace {
+    std::int32_t micro = 0;
+    std::int32_t unit = 0;
+    std::int32_t region = 0;
+  };
+  absl::Status WriteGradient(const SessionState& session,
+                             const GradientPlace& place,
+                             std::int64_t begin_bytes,
+                             std::span<const std::byte> data);
+  struct ParamRange {
+    std::int32_t unit = 0;
+    std::int64_t step = 0;
+    std::int64_t begin_bytes = 0;
+    std::int64_t bytes = 0;
+  };
+  absl::Status ViewParams(
+      const SessionState& session, const ParamRange& range,
+      const std::function<bool()>& go_on,
+      const std::function<void(std::span<const std::byte>)>& view);
+  absl::Status AwaitLanded(const SessionState& session, std::int32_t unit,
+                           std::int64_t total,
+                           const std::function<bool()>& go_on);
   absl::Status Lease(const SessionState& session, std::int32_t unit,
                      std::int64_t step);
   absl::Status Unlease(const SessionState& session, std::int32_t unit);
@@ -122,6 +144,13 @@ class Job {
   // Shutdown() it and forget it.
   bool Detach(SessionState& session, bool clean, bool close_job,
               const std::string& reason);
+
+  // Ends the prepared step of a run that was cut off between its verdict and
+  // its apply: other nodes of the run have applied it with these arguments. A
+  // committed step is left alone. Blocks: for the update.
+  // Errors: kFailedPrecondition while sessions are live or if that step is not
+  //   prepared, naming the one that is; kInvalidArgument.
+  absl::Status RollForward(const ApplyArgs& args);
 
   // As JobRegistry::Rewind().
   absl::Status Rewind(std::int64_t step);
@@ -161,7 +190,8 @@ class Job {
     std::uint64_t epoch = 0;
     RunSpec spec;
     SlotPlan plan;
-    std::unique_ptr<RunGradients> gradients;
+    // Shared with sessions that copy into it just now (job_payload.cc).
+    std::shared_ptr<RunGradients> gradients;
     std::vector<std::shared_ptr<SessionState>> sessions;  // by local rank
     std::vector<RankPhase> phases;                        // by local rank
     std::vector<bool> finished_initialization;            // by local rank
@@ -198,6 +228,13 @@ class Job {
   absl::Status CheckSpec(const JobSpec& job) const;
   absl::Status CheckLive(const SessionState& session) const REQUIRES(mutex_);
   absl::Status CheckUnit(std::int32_t unit) const;
+  // Payload of ranks without shared memory: Shutdown() waits for its end.
+  absl::StatusOr<std::shared_ptr<RunGradients>> BeginPayload(
+      const SessionState& session, std::int32_t unit);
+  void EndPayload();
+  absl::Status AwaitWord(const SessionState& session,
+                         const std::function<bool()>& reached,
+                         const std::function<bool()>& go_on);
   absl::Status CheckValues(const Layout::Param& param,
                            std::span<const float> values) const;
 
@@ -245,6 +282,12 @@ class Job {
   absl::Status FirstGap() const REQUIRES(mutex_);
   absl::Status UnitGap(std::int32_t unit_index) const REQUIRES(mutex_);
 
+  // The run is over, and what it prepared may have been applied by the other
+  // nodes: its gradients are kept until the next run.
+  bool MayRollForward() const REQUIRES(mutex_);
+  // Makes `args` the step that RunApply() carries out.
+  void AcceptApply(const ApplyArgs& args) REQUIRES(mutex_);
+
   void FailRun(const absl::Status& why, Calls* calls) REQUIRES(mutex_);
   void FailJob(const absl::Status& why, Calls* calls) REQUIRES(mutex_);
   void Judge(Calls* calls) REQUIRES(mutex_);
@@ -282,6 +325,7 @@ class Job {
   bool closing_ GUARDED_BY(mutex_) = false;  // no new sessions
   bool shutting_down_ GUARDED_BY(mutex_) = false;
   bool shut_down_ GUARDED_BY(mutex_) = false;
+  std::int32_t payloads_ GUARDED_BY(mutex_) = 0;  // under way
   bool initialized_ GUARDED_BY(mutex_) = false;
   absl::Status failed_because_ GUARDED_BY(mutex_);
   std::unique_ptr<Run> run_ GUARDED_BY(mutex_);

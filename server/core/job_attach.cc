@@ -151,13 +151,14 @@ absl::StatusOr<std::shared_ptr<SessionState>> Job::Join(
   }
   if (run.world_size != live.world_size ||
       run.local_ranks != live.local_ranks ||
-      run.micro_steps != live.micro_steps) {
+      run.micro_steps != live.micro_steps || run.shards != live.shards) {
     return absl::InvalidArgumentError(absl::StrCat(
         "job \"", spec_.name, "\": rank ", local_rank,
         " of this run says world size ", run.world_size, ", local ranks ",
         run.local_ranks, ", micro steps ", run.micro_steps,
-        "; the ranks before it said ", live.world_size, ", ", live.local_ranks,
-        ", ", live.micro_steps));
+        run.shards ? ", shards" : "", "; the ranks before it said ",
+        live.world_size, ", ", live.local_ranks, ", ", live.micro_steps,
+        live.shards ? ", shards" : ""));
   }
   const auto rank = static_cast<std::size_t>(local_rank);
   if (run_->phases[rank] == RankPhase::kLive) {

@@ -56,6 +56,23 @@ class JobSessionImpl final : public JobSession {
                       bool empty, std::int32_t region) override {
     return job_->Notice(*state_, {step, micro, unit, empty, region});
   }
+  absl::Status WriteGradient(std::int32_t micro, std::int32_t unit,
+                             std::int32_t region, std::int64_t begin_bytes,
+                             std::span<const std::byte> data) override {
+    return job_->WriteGradient(*state_, {micro, unit, region}, begin_bytes,
+                               data);
+  }
+  absl::Status ViewParams(
+      std::int32_t unit, std::int64_t step, std::int64_t begin_bytes,
+      std::int64_t bytes, const std::function<bool()>& go_on,
+      const std::function<void(std::span<const std::byte>)>& view) override {
+    return job_->ViewParams(*state_, {unit, step, begin_bytes, bytes}, go_on,
+                            view);
+  }
+  absl::Status AwaitLanded(std::int32_t unit, std::int64_t total,
+                           const std::function<bool()>& go_on) override {
+    return job_->AwaitLanded(*state_, unit, total, go_on);
+  }
   absl::Status Lease(std::int32_t unit, std::int64_t step) override {
     return job_->Lease(*state_, unit, step);
   }
@@ -116,6 +133,8 @@ class JobRegistryImpl final : public JobRegistry {
   std::vector<JobInfo> List() const override;
   absl::Status Drop(const std::string& name) override;
   absl::Status Rewind(const std::string& name, std::int64_t step) override;
+  absl::Status RollForward(const std::string& name,
+                           const ApplyArgs& args) override;
   ServerInfo Info() const override;
   void Stop() override;
 
@@ -350,6 +369,13 @@ absl::Status JobRegistryImpl::Rewind(const std::string& name,
   STOWAGE_ASSIGN_OR_RETURN(const std::shared_ptr<Job> job,
                            Find("rewind", name));
   return job->Rewind(step);
+}
+
+absl::Status JobRegistryImpl::RollForward(const std::string& name,
+                                          const ApplyArgs& args) {
+  STOWAGE_ASSIGN_OR_RETURN(const std::shared_ptr<Job> job,
+                           Find("roll forward", name));
+  return job->RollForward(args);
 }
 
 absl::Status JobRegistryImpl::Drop(const std::string& name) {

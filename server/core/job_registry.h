@@ -75,6 +75,22 @@ class JobSession {
                       bool empty) {
     return Notice(step, micro, unit, empty, /*region=*/0);
   }
+  // For ranks without shared memory. Writes a piece of this rank's gradient
+  // slot (bounds are checked), as the rank itself would.
+  virtual absl::Status WriteGradient(std::int32_t micro, std::int32_t unit,
+                                     std::int32_t region,
+                                     std::int64_t begin_bytes,
+                                     std::span<const std::byte> data) = 0;
+  // Hands `view` bytes [begin, begin + bytes) of the unit's parameters once
+  // they are those after `step` committed steps. `go_on` is asked every 20 ms
+  // of waiting. Blocks: until then, and in `view`.
+  virtual absl::Status ViewParams(
+      std::int32_t unit, std::int64_t step, std::int64_t begin_bytes,
+      std::int64_t bytes, const std::function<bool()>& go_on,
+      const std::function<void(std::span<const std::byte>)>& view) = 0;
+  // Waits until the unit has landed `total` micro steps since the job began.
+  virtual absl::Status AwaitLanded(std::int32_t unit, std::int64_t total,
+                                   const std::function<bool()>& go_on) = 0;
   virtual absl::Status Lease(std::int32_t unit, std::int64_t step) = 0;
   virtual absl::Status Unlease(std::int32_t unit) = 0;
   virtual absl::Status Prepare(std::int64_t step,
@@ -146,6 +162,9 @@ class JobRegistry {
   // Errors: kNotFound; kFailedPrecondition while sessions are live, or for a
   //   job without kept steps; a store's.
   virtual absl::Status Rewind(const std::string& name, std::int64_t step) = 0;
+  // As Job::RollForward(). Errors: also kNotFound.
+  virtual absl::Status RollForward(const std::string& name,
+                                   const ApplyArgs& args) = 0;
   virtual ServerInfo Info() const = 0;
 
   // Refuses new work, fails live sessions with kUnavailable "server is

@@ -75,6 +75,7 @@ namespace {
 // Sizes that every division of the budget starts from, in bytes.
 struct Sizes {
   std::int64_t ranks = 0;
+  std::int64_t segments = 0;    // of gradients
   std::int64_t unit = 0;        // the largest unit's parameters
   std::int64_t all_params = 0;  // without words
   std::int64_t words = 0;       // header and words of the segment
@@ -86,6 +87,7 @@ Sizes SizesOf(const Layout& layout, const RunSpec& run) {
   const std::int64_t width = DtypeBytes(layout.param_dtype());
   Sizes sizes;
   sizes.ranks = run.local_ranks;
+  sizes.segments = run.gradient_segments();
   sizes.unit = layout.unit_elems_max() * width;
   sizes.all_params = layout.total_elems() * width;
   sizes.words = ParamDataOffsetBytes(layout);
@@ -121,7 +123,7 @@ void LeaseParams(const Layout& layout, const Sizes& sizes,
 }
 
 std::int64_t GradientBytes(const Sizes& sizes, std::int32_t regions) {
-  return sizes.ranks *
+  return sizes.segments *
          RoundUp(kSegmentPageBytes + regions * sizes.region, kSegmentPageBytes);
 }
 

@@ -38,6 +38,8 @@ class ParamSegment {
   // Address of an element of the unit's flat buffer, in the layout's type.
   std::byte* param(std::int32_t unit, std::int64_t begin_elems) const;
 
+  const UnitWords& unit_words(std::int32_t unit) const { return words(unit); }
+
   // Bytes of a unit's parameters, whole pages.
   std::int64_t unit_bytes(std::int32_t unit) const;
   // Sparse: give a unit its pages, or take them away.

@@ -19,7 +19,7 @@ absl::StatusOr<std::unique_ptr<RunGradients>> RunGradients::Create(
   const std::int64_t bytes =
       plan.regions > 0 ? GradientRegionsBytes(layout, plan.regions)
                        : GradientSegmentBytes(layout, plan.slots_per_rank);
-  for (std::int32_t r = 0; r < run.local_ranks; ++r) {
+  for (std::int32_t r = 0; r < run.gradient_segments(); ++r) {
     STOWAGE_ASSIGN_OR_RETURN(
         std::unique_ptr<storage::Segment> segment,
         storage::Segment::Create(
@@ -50,7 +50,25 @@ absl::StatusOr<std::unique_ptr<RunGradients>> RunGradients::Create(
 }
 
 const std::string& RunGradients::file_name(std::int32_t rank) const {
-  return segments_[static_cast<std::size_t>(rank)]->file_name();
+  // Shards: one for all.
+  return segments_[segments_.size() == 1 ? 0 : static_cast<std::size_t>(rank)]
+      ->file_name();
+}
+
+std::span<std::byte> RunGradients::slot_bytes(std::int32_t rank,
+                                              std::int32_t micro,
+                                              std::int32_t region,
+                                              std::int32_t unit) const {
+  const std::int64_t offset =
+      plan_.regions > 0 ? GradientRegionOffsetBytes(layout_, region)
+                        : UnitGradientOffsetBytes(
+                              layout_, micro % plan_.slots_per_rank, unit);
+  return {segments_[segments_.size() == 1 ? 0 : static_cast<std::size_t>(rank)]
+                  ->data() +
+              offset,
+          static_cast<std::size_t>(
+              layout_.units()[static_cast<std::size_t>(unit)].trainable_elems *
+              DtypeBytes(layout_.param_dtype()))};
 }
 
 std::int64_t RunGradients::bytes() const {

@@ -51,6 +51,11 @@ class RunGradients {
   // before its slots are added or it is read.
   SumSpill* spill() const { return spill_.get(); }
   const std::string& file_name(std::int32_t rank) const;
+  // Where the rank's gradient of the unit's micro step goes; region: if the
+  // segment is regions. Requires: all indices in range.
+  std::span<std::byte> slot_bytes(std::int32_t rank, std::int32_t micro,
+                                  std::int32_t region, std::int32_t unit) const;
+  std::int32_t regions() const { return plan_.regions; }
   std::int64_t bytes() const;
 
   // The gradient of a chunk over the whole step, as the kernels take it. The
@@ -84,7 +89,8 @@ class RunGradients {
 
   const Layout& layout_;
   const SlotPlan plan_;
-  std::vector<std::unique_ptr<storage::Segment>> segments_;  // by local rank
+  // By local rank; shards: one for all of them.
+  std::vector<std::unique_ptr<storage::Segment>> segments_;
   storage::PinnedArena sums_;
   std::unique_ptr<SumSpill> spill_;
 };

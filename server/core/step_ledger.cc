@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/status_macros.h"
 
 namespace stowage::core {
 
@@ -14,6 +15,7 @@ StepLedger::StepLedger(const Layout& layout, const RunSpec& run,
       ring_(plan.ring),
       micro_steps_(run.micro_steps),
       ranks_(static_cast<std::size_t>(run.local_ranks)),
+      shards_(run.shards),
       regions_(plan.regions) {
   const auto units = static_cast<std::size_t>(layout.unit_count());
   noticed_.resize(units * ranks_);
@@ -21,11 +23,12 @@ StepLedger::StepLedger(const Layout& layout, const RunSpec& run,
   landed_.resize(units);
   missing_.resize(ranks_);
   gradients_.slots = static_cast<std::size_t>(plan.slots_per_rank);
-  gradients_.ranks = ranks_;
-  gradients_.empty.resize(units * gradients_.slots * ranks_);
+  gradients_.ranks = static_cast<std::size_t>(run.gradient_segments());
+  gradients_.empty.resize(units * gradients_.slots * gradients_.ranks);
   gradients_.sum_started.resize(units);
   if (regions_ > 0) gradients_.region.resize(gradients_.empty.size());
-  region_taken_.resize(ranks_ * static_cast<std::size_t>(regions_));
+  region_taken_.resize(gradients_.ranks * static_cast<std::size_t>(regions_));
+  if (shards_) noticed_by_.resize(units * gradients_.slots);
   ready_.resize(units);
   Reset();
 }
@@ -41,6 +44,7 @@ void StepLedger::Reset() {
   std::fill(gradients_.empty.begin(), gradients_.empty.end(), std::uint8_t{0});
   std::fill(gradients_.sum_started.begin(), gradients_.sum_started.end(),
             std::uint8_t{0});
+  std::fill(noticed_by_.begin(), noticed_by_.end(), 0);
   units_to_land_ = 0;
   for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
     if (Trainable(u)) ++units_to_land_;
@@ -68,13 +72,20 @@ absl::StatusOr<bool> StepLedger::Notice(std::int32_t rank, std::int32_t micro,
                      layout_.units()[u].name, "\" before micro step ",
                      micro - 1, " has landed; its slot was not free"));
   }
-  if (regions_ > 0 && !empty) {
+  const std::int32_t slot = ring_ ? 0 : micro;
+  const std::int32_t segment = shards_ ? 0 : rank;
+  const std::size_t at = gradients_.EmptyIndex(unit, slot, segment);
+  bool first = true;
+  if (shards_) {
+    STOWAGE_ASSIGN_OR_RETURN(first, JoinShards(unit, at, empty, region));
+  }
+  if (first && regions_ > 0 && !empty) {
     if (region < 0 || region >= regions_) {
       return absl::InvalidArgumentError(
           absl::StrCat("notice: region ", region, " of ", regions_));
     }
     std::vector<bool>::reference taken =
-        region_taken_[static_cast<std::size_t>(rank) *
+        region_taken_[static_cast<std::size_t>(segment) *
                           static_cast<std::size_t>(regions_) +
                       static_cast<std::size_t>(region)];
     if (taken) {
@@ -83,16 +94,35 @@ absl::StatusOr<bool> StepLedger::Notice(std::int32_t rank, std::int32_t micro,
           ", which holds a gradient that has not landed"));
     }
     taken = true;
-    gradients_.region[gradients_.EmptyIndex(unit, 0, rank)] = region;
+    gradients_.region[at] = region;
   }
+  if (shards_) ++noticed_by_[at];
   ++noticed;
   --missing_[static_cast<std::size_t>(rank)];
-  gradients_.empty[gradients_.EmptyIndex(unit, ring_ ? 0 : micro, rank)] =
-      empty ? 1 : 0;
+  gradients_.empty[at] = empty ? 1 : 0;
   if (!ring_ && noticed < micro_steps_) return false;
   if (++ranks_ready_[u] < static_cast<std::int32_t>(ranks_)) return false;
   PushReady(unit);
   return true;
+}
+
+absl::StatusOr<bool> StepLedger::JoinShards(std::int32_t unit, std::size_t at,
+                                            bool empty,
+                                            std::int32_t region) const {
+  if (noticed_by_[at] == 0) return true;
+  const bool differs =
+      (gradients_.empty[at] != 0) != empty ||
+      (regions_ > 0 && !empty && gradients_.region[at] != region);
+  if (!differs) return false;
+  return absl::InvalidArgumentError(absl::StrCat(
+      "notice: ranks that share a gradient disagree on unit \"",
+      layout_.units()[static_cast<std::size_t>(unit)].name,
+      "\": ", empty ? "empty" : absl::StrCat("in region ", region),
+      ", another rank said ",
+      gradients_.empty[at] != 0
+          ? "empty"
+          : absl::StrCat("in region ",
+                         regions_ > 0 ? gradients_.region[at] : 0)));
 }
 
 void StepLedger::PushReady(std::int32_t unit) {
@@ -119,7 +149,10 @@ std::int32_t StepLedger::MarkLanded(const Landing& landing) {
   landed_[u] = ring_ ? landing.micro + 1 : micro_steps_;
   ranks_ready_[u] = 0;
   if (landing.last) --units_to_land_;
-  for (std::size_t rank = 0; regions_ > 0 && rank < ranks_; ++rank) {
+  // A ring's slot is used again by the next micro step.
+  if (shards_ && ring_)
+    noticed_by_[gradients_.EmptyIndex(landing.unit, 0, 0)] = 0;
+  for (std::size_t rank = 0; regions_ > 0 && rank < gradients_.ranks; ++rank) {
     const std::size_t at =
         gradients_.EmptyIndex(landing.unit, 0, static_cast<std::int32_t>(rank));
     if (gradients_.empty[at] != 0) continue;

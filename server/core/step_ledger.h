@@ -86,6 +86,10 @@ class StepLedger {
 
  private:
   void Reset();
+  // Shards: true for the first notice of a slot; an error if a later one says
+  // something else.
+  absl::StatusOr<bool> JoinShards(std::int32_t unit, std::size_t at, bool empty,
+                                  std::int32_t region) const;
   bool Trainable(std::int32_t unit) const;
   void PushReady(std::int32_t unit);
 
@@ -93,6 +97,7 @@ class StepLedger {
   const bool ring_;
   const std::int32_t micro_steps_;
   const std::size_t ranks_;
+  const bool shards_;  // all ranks write into one slot
 
   std::vector<std::int32_t> noticed_;  // by (unit, rank): micro steps
   std::vector<std::int32_t>
@@ -102,6 +107,7 @@ class StepLedger {
   std::int64_t units_to_land_ = 0;
   const std::int32_t regions_;
   std::vector<bool> region_taken_;  // by (rank, region): noticed, not landed
+  std::vector<std::int32_t> noticed_by_;  // shards: by slot: ranks
   StepGradients gradients_;
   // A queue of units; each is in it at most once, so it never grows.
   std::vector<std::int32_t> ready_;

@@ -1,11 +1,13 @@
 #include "server/rpc/session_calls.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "proto/job_codec.h"
+#include "proto/payload_codec.h"
 
 namespace stowage::rpc {
 namespace {
@@ -45,6 +47,17 @@ absl::Status SessionCalls::Handle(const v1::ClientMessage& message) {
     }
     case v1::ClientMessage::kReadState:
       return HandleReadState(message.read_state());
+    case v1::ClientMessage::kGradientChunk: {
+      STOWAGE_ASSIGN_OR_RETURN(
+          const proto::GradientChunkArgs args,
+          proto::DecodeGradientChunk(message.gradient_chunk()));
+      return session_.WriteGradient(args.micro, args.unit, args.region,
+                                    args.begin_bytes, args.data);
+    }
+    case v1::ClientMessage::kFetchParams:
+      return HandleFetchParams(message.fetch_params());
+    case v1::ClientMessage::kAwaitLanded:
+      return HandleAwaitLanded(message.await_landed());
     case v1::ClientMessage::kLease: {
       STOWAGE_ASSIGN_OR_RETURN(const proto::LeaseArgs args,
                                proto::DecodeLease(message.lease()));
@@ -92,6 +105,39 @@ absl::Status SessionCalls::HandleReadState(const v1::ReadState& message) {
     if (!send_(std::move(answer))) break;  // Read() will say why
     done += elems;
   }
+  return absl::OkStatus();
+}
+
+absl::Status SessionCalls::HandleFetchParams(const v1::FetchParams& message) {
+  STOWAGE_ASSIGN_OR_RETURN(const proto::FetchParamsArgs args,
+                           proto::DecodeFetchParams(message));
+  return session_.ViewParams(
+      args.unit, args.step, args.begin_bytes, args.bytes, connected_,
+      [&](std::span<const std::byte> bytes) {
+        constexpr auto kChunk =
+            static_cast<std::size_t>(proto::kPayloadBytesMax);
+        for (std::size_t done = 0; done < bytes.size(); done += kChunk) {
+          v1::ServerMessage answer;
+          proto::EncodeParamChunk(
+              {args.unit, args.step,
+               args.begin_bytes + static_cast<std::int64_t>(done),
+               bytes.subspan(done, std::min(kChunk, bytes.size() - done))},
+              answer.mutable_param_chunk());
+          // One chunk at a time: a client that reads slowly costs this one
+          // thread and this one chunk.
+          if (!send_(std::move(answer))) return;
+        }
+      });
+}
+
+absl::Status SessionCalls::HandleAwaitLanded(const v1::AwaitLanded& message) {
+  STOWAGE_ASSIGN_OR_RETURN(const proto::LandedArgs args,
+                           proto::DecodeAwaitLanded(message));
+  STOWAGE_RETURN_IF_ERROR(
+      session_.AwaitLanded(args.unit, args.total, connected_));
+  v1::ServerMessage answer;
+  proto::EncodeLanded(args, answer.mutable_landed());
+  (void)send_(std::move(answer));  // Read() will say why
   return absl::OkStatus();
 }
 

@@ -24,9 +24,14 @@ class SessionCalls {
   // Returns: false if the client can no longer be reached.
   using Send = std::function<bool(v1::ServerMessage)>;
 
-  // `session` must live as long as this.
-  SessionCalls(core::JobSession& session, std::int64_t local_ranks, Send send)
-      : session_(session), local_ranks_(local_ranks), send_(std::move(send)) {}
+  // `session` must live as long as this. `connected`: false once nobody is
+  // there to wait for an answer.
+  SessionCalls(core::JobSession& session, std::int64_t local_ranks, Send send,
+               std::function<bool()> connected)
+      : session_(session),
+        local_ranks_(local_ranks),
+        send_(std::move(send)),
+        connected_(std::move(connected)) {}
 
   // Acts on any message but Close, which is the stream's.
   // Errors: kInvalidArgument naming field and value, or the core's; the session
@@ -37,10 +42,13 @@ class SessionCalls {
  private:
   absl::Status HandlePrepare(const v1::Prepare& message);
   absl::Status HandleReadState(const v1::ReadState& message);
+  absl::Status HandleFetchParams(const v1::FetchParams& message);
+  absl::Status HandleAwaitLanded(const v1::AwaitLanded& message);
 
   core::JobSession& session_;
   const std::int64_t local_ranks_;  // of the run
   const Send send_;
+  const std::function<bool()> connected_;
   proto::PutStateArgs put_;  // reused: keeps their buffers
   std::vector<float> read_;
 };

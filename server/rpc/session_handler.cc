@@ -22,6 +22,7 @@ SessionHandler::SessionHandler(core::JobRegistry& registry, Watchdog& watchdog,
                                grpc::ServerContext& context,
                                Outbox::Stream& stream)
     : registry_(registry),
+      context_(context),
       stream_(stream),
       call_(watchdog, context),
       outbox_(stream, call_) {}
@@ -71,7 +72,8 @@ absl::Status SessionHandler::Attach(const proto::OpenArgs& args) {
   calls_.emplace(*session_, args.run.local_ranks,
                  [this](v1::ServerMessage answer) {
                    return outbox_.PushAndWait(std::move(answer));
-                 });
+                 },
+                 [this] { return !context_.IsCancelled(); });
   v1::ServerMessage answer;
   v1::Attached* attached = answer.mutable_attached();
   proto::EncodeAttachInfo(session_->info(), attached->mutable_info());

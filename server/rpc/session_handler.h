@@ -45,6 +45,7 @@ class SessionHandler final : public core::SessionObserver {
   absl::Status failure() const;  // OK while the core has not failed us
 
   core::JobRegistry& registry_;
+  grpc::ServerContext& context_;
   Outbox::Stream& stream_;
   WatchedCall call_;
   Outbox outbox_;

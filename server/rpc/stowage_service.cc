@@ -102,4 +102,14 @@ grpc::Status StowageService::RewindJob(grpc::ServerContext* /*context*/,
   return proto::ToGrpcStatus(status);
 }
 
+grpc::Status StowageService::RollForward(
+    grpc::ServerContext* /*context*/, const v1::RollForwardRequest* request,
+    v1::RollForwardResponse* /*response*/) {
+  if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
+  absl::StatusOr<proto::RollForwardArgs> args =
+      proto::DecodeRollForward(*request);
+  if (!args.ok()) return proto::ToGrpcStatus(args.status());
+  return proto::ToGrpcStatus(registry_.RollForward(args->name, args->apply));
+}
+
 }  // namespace stowage::rpc

@@ -47,6 +47,9 @@ class StowageService final : public v1::Stowage::Service {
   grpc::Status RewindJob(grpc::ServerContext* context,
                          const v1::RewindJobRequest* request,
                          v1::RewindJobResponse* response) override;
+  grpc::Status RollForward(grpc::ServerContext* context,
+                           const v1::RollForwardRequest* request,
+                           v1::RollForwardResponse* response) override;
 
  private:
   absl::Status EnterSession();

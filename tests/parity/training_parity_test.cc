@@ -44,7 +44,19 @@ struct Case {
   int steps = 50;
   const char* extra_zero = "";  // more keys of zero_optimization
   const char* extra_fp16 = "";  // more keys of fp16
+  const char* exchange = "";    // --exchange
+  // "as_stage": everything that the stage allows; "none", "optimizer", "both".
+  const char* offload = "as_stage";
 };
+
+bool OffloadsOptimizer(const Case& c) {
+  return std::string(c.offload) != "none";
+}
+
+bool OffloadsParams(const Case& c) {
+  return std::string(c.offload) == "both" ||
+         (std::string(c.offload) == "as_stage" && c.stage == 3);
+}
 
 std::string Variable(const char* name) {
   const char* value = std::getenv(name);  // NOLINT(concurrency-mt-unsafe)
@@ -106,8 +118,12 @@ class TrainingParity : public testing::TestWithParam<Case> {
             "{\"warmup_max_lr\": "
          << kLr << ", \"warmup_num_steps\": " << kWarmup
          << "}}, \"zero_optimization\": {\"stage\": " << c.stage
-         << ", \"offload_optimizer\": {\"device\": \"cpu\"}" << c.extra_zero
-         << (c.stage == 3 ? ", \"offload_param\": {\"device\": \"cpu\"}" : "")
+         << (OffloadsOptimizer(c)
+                 ? ", \"offload_optimizer\": {\"device\": \"cpu\"}"
+                 : "")
+         << c.extra_zero
+         << (OffloadsParams(c) ? ", \"offload_param\": {\"device\": \"cpu\"}"
+                               : "")
          << "}}";
   }
 
@@ -121,6 +137,7 @@ class TrainingParity : public testing::TestWithParam<Case> {
         std::to_string(kContext) + " --seed " + std::to_string(kSeed) +
         " --steps " + std::to_string(c.steps) + " --ranks " +
         std::to_string(c.ranks) + " --sample-bytes 0 --trace " + trace +
+        (*c.exchange == 0 ? "" : std::string(" --exchange ") + c.exchange) +
         (c.tied ? " --tied" : "") + (c.frozen ? " --freeze-positions" : "") +
         " > " + folder_ + "/log 2>&1";
     const int code = std::system(command.c_str());  // NOLINT
@@ -260,7 +277,8 @@ TEST_P(TrainingParity, LossAndNormOfEveryStepEqualPlainAdamW) {
   std::printf(
       "%s: worst relative difference loss %.2e, norm %.2e; clip bound "
       "on %d of %d steps\n",
-      c.name, worst_loss, worst_norm, binding, c.steps);
+      testing::UnitTest::GetInstance()->current_test_info()->name(), worst_loss,
+      worst_norm, binding, c.steps);
   EXPECT_LE(worst_loss, c.tolerance);
   // 16-bit gradients: the norm follows the loss's tolerance ten times over.
   EXPECT_LE(worst_norm, std::string(c.precision) == "fp32" ? c.tolerance
@@ -323,6 +341,66 @@ INSTANTIATE_TEST_SUITE_P(
              .frozen = true,
              .tolerance = 2e-3}),
     [](const auto& entry) { return std::string(entry.param.name); });
+
+// Between process groups: stages 0 to 3, what is offloaded, 1 to 4 ranks. The
+// short list has each stage, each place of the state and each number of ranks;
+// STOWAGE_TEST_LONG runs all combinations.
+std::vector<Case> C10dCases() {
+  constexpr const char* kSmallLimits =
+      ", \"stage3_max_live_parameters\": 60000, "
+      "\"stage3_max_reuse_distance\": 0, "
+      "\"stage3_prefetch_bucket_size\": 30000, "
+      "\"stage3_param_persistence_threshold\": 200, "
+      "\"reduce_bucket_size\": 20000, \"allgather_bucket_size\": 20000";
+  std::vector<Case> cases;
+  const bool all = !Variable("STOWAGE_TEST_LONG").empty();
+  const auto add = [&](const Case& c, bool in_short) {
+    if (all || in_short) cases.push_back(c);
+  };
+  for (int ranks = 1; ranks <= 4; ++ranks) {
+    for (int stage = 0; stage <= 3; ++stage) {
+      for (const char* offload : {"none", "optimizer", "both"}) {
+        const std::string place = offload;
+        if (stage == 0 && place != "none") continue;
+        if (stage < 3 && place == "both") continue;
+        Case c{.name = "", .stage = stage, .ranks = ranks};
+        c.exchange = "c10d";
+        c.offload = offload;
+        c.micro_batch = 12 / ranks / (ranks == 3 ? 2 : 1);
+        const bool in_short =
+            (stage == 0 && ranks == 2) ||
+            (stage == 1 && place == "none" && ranks == 3) ||
+            (stage == 2 && place == "optimizer" && ranks == 2) ||
+            (stage == 3 && place == "none" && ranks == 4) ||
+            (stage == 3 && place == "optimizer" && ranks == 1) ||
+            (stage == 3 && place == "both" && ranks == 3);
+        add(c, in_short);
+        if (ranks != 2) continue;
+        c.accumulation = 3;
+        c.tied = true;
+        c.frozen = true;
+        c.extra_zero = kSmallLimits;
+        add(c, stage == 3 && place == "both");
+        c.accumulation = 8;  // ring slots
+        add(c, false);
+      }
+    }
+  }
+  return cases;
+}
+
+std::string C10dName(const testing::TestParamInfo<Case>& entry) {
+  const Case& c = entry.param;
+  return "stage" + std::to_string(c.stage) + "_" + c.offload + "_" +
+         std::to_string(c.ranks) + "ranks" +
+         (c.accumulation > 1
+              ? "_accumulation" + std::to_string(c.accumulation) +
+                    "_tied_frozen_small"
+              : "");
+}
+
+INSTANTIATE_TEST_SUITE_P(C10d, TrainingParity, testing::ValuesIn(C10dCases()),
+                         C10dName);
 
 }  // namespace
 }  // namespace stowage

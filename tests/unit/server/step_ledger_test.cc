@@ -117,5 +117,60 @@ TEST(StepLedger, HandsTheGradientsOverAndStartsClean) {
   }
 }
 
+RunSpec Shards(std::int32_t ranks, std::int32_t micro_steps) {
+  RunSpec run = Ranks(ranks, micro_steps);
+  run.shards = true;
+  return run;
+}
+
+TEST(StepLedger, RanksThatShareASlotCompleteItTogether) {
+  const Layout layout = ThreeUnits();
+  StepLedger ledger(layout, Shards(3, 2), {.ring = false, .slots_per_rank = 2});
+  for (const std::int32_t rank : {0, 2}) {
+    EXPECT_FALSE(*ledger.Notice(rank, 0, 0, true));
+    EXPECT_FALSE(*ledger.Notice(rank, 1, 0, false));
+  }
+  EXPECT_FALSE(*ledger.Notice(1, 0, 0, true));
+  EXPECT_FALSE(*ledger.Notice(1, 0, 0, true)) << "a repeat";
+  EXPECT_FALSE(ledger.HasReady());
+  EXPECT_TRUE(*ledger.Notice(1, 1, 0, false));
+  const StepGradients& g = ledger.gradients();
+  EXPECT_EQ(g.ranks, 1U);
+  EXPECT_EQ(g.empty[g.EmptyIndex(0, 0, 0)], 1);
+  EXPECT_EQ(g.empty[g.EmptyIndex(0, 1, 0)], 0);
+}
+
+TEST(StepLedger, RanksThatShareASlotMustAgreeOnIt) {
+  const Layout layout = ThreeUnits();
+  StepLedger ledger(layout, Shards(2, 1), {.ring = false, .slots_per_rank = 1});
+  ASSERT_TRUE(ledger.Notice(0, 0, 0, false).ok());
+  const absl::Status status = ledger.Notice(1, 0, 0, true).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("disagree on unit \"a\""), std::string::npos);
+  StepLedger regions(layout, Shards(2, 1),
+                     {.ring = true, .slots_per_rank = 1, .regions = 2});
+  ASSERT_TRUE(regions.Notice(0, 0, 0, false, 1).ok());
+  EXPECT_EQ(regions.Notice(1, 0, 0, false, 0).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(StepLedger, ASharedRegionIsFreeOnceItsUnitHasLanded) {
+  const Layout layout = ThreeUnits();
+  StepLedger ledger(layout, Shards(2, 2),
+                    {.ring = true, .slots_per_rank = 1, .regions = 1});
+  for (std::int32_t micro = 0; micro < 2; ++micro) {
+    EXPECT_FALSE(*ledger.Notice(0, micro, 0, false, 0));
+    // Another unit cannot have the region meanwhile.
+    EXPECT_EQ(ledger.Notice(0, micro, 2, false, 0).status().code(),
+              absl::StatusCode::kInvalidArgument);
+    EXPECT_TRUE(*ledger.Notice(1, micro, 0, false, 0));
+    EXPECT_EQ(ledger.MarkLanded(ledger.PopReady()), micro + 1);
+    EXPECT_FALSE(*ledger.Notice(0, micro, 2, false, 0));
+    EXPECT_TRUE(*ledger.Notice(1, micro, 2, false, 0));
+    EXPECT_EQ(ledger.MarkLanded(ledger.PopReady()), micro + 1);
+  }
+  EXPECT_TRUE(ledger.complete());
+}
+
 }  // namespace
 }  // namespace stowage::core

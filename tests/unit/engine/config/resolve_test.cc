@@ -539,8 +539,7 @@ TEST(CheckSupported, NamesWhatIsNotThereYet) {
     return std::string(status.message());
   };
   EXPECT_EQ(refusal([](Config&) {}), "");
-  EXPECT_THAT(refusal([](Config& c) { c.zero_optimization.stage = 0; }),
-              HasSubstr("zero_optimization.stage = 0"));
+  EXPECT_EQ(refusal([](Config& c) { c.zero_optimization.stage = 0; }), "");
   EXPECT_EQ(refusal([](Config& c) {
               c.zero_optimization.offload_param.device = OffloadDevice::kNvme;
             }),
@@ -549,7 +548,7 @@ TEST(CheckSupported, NamesWhatIsNotThereYet) {
                 c.zero_optimization.offload_optimizer.device =
                     OffloadDevice::kNone;
               }),
-              HasSubstr("offload_optimizer.device = \"none\""));
+              HasSubstr("offload_param.device = \"cpu\""));
   EXPECT_THAT(refusal([](Config& c) {
                 c.zero_optimization.offload_optimizer.ratio = 0.5;
               }),
@@ -557,9 +556,8 @@ TEST(CheckSupported, NamesWhatIsNotThereYet) {
   EXPECT_THAT(
       refusal([](Config& c) { c.optimizer.type = OptimizerType::kLamb; }),
       HasSubstr("optimizer.type = \"Lamb\""));
-  EXPECT_THAT(
-      refusal([](Config& c) { c.stowage.exchange = ExchangeKind::kC10d; }),
-      HasSubstr("stowage.exchange = \"c10d\""));
+  EXPECT_EQ(
+      refusal([](Config& c) { c.stowage.exchange = ExchangeKind::kC10d; }), "");
   EXPECT_THAT(
       refusal([](Config& c) { c.stowage.durability = Durability::kPower; }),
       HasSubstr("stowage.durability = \"power\""));

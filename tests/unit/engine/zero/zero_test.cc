@@ -38,7 +38,23 @@ class MemoryExchange final : public Exchange {
     return std::as_bytes(
         std::span<const float>(params_[static_cast<std::size_t>(unit)]));
   }
-  bool StartFetch(std::int32_t, std::int64_t) override { return true; }
+  FetchStart StartFetch(std::int32_t, std::int64_t) override {
+    return FetchStart::kReady;
+  }
+  const AttachInfo& info() const override { return info_; }
+  bool in_place() const override { return true; }
+  bool collective() const override { return false; }
+  InitialShare initial_share() const override { return {}; }
+  absl::Status PutState(std::int32_t, std::int64_t,
+                        std::span<const float>) override {
+    return absl::OkStatus();
+  }
+  absl::Status FinishInitialization() override { return absl::OkStatus(); }
+  absl::Status ReadState(std::int32_t, StateKind, std::int64_t,
+                         std::span<float>) override {
+    return absl::UnimplementedError("no state here");
+  }
+  absl::Status Close(bool) override { return absl::OkStatus(); }
   void Release(std::int32_t) override {}
   absl::StatusOr<std::span<std::byte>> GradientTarget(
       std::int64_t, std::int32_t, std::int32_t unit) override {
@@ -75,6 +91,7 @@ class MemoryExchange final : public Exchange {
 
  private:
   const Layout* layout_;
+  AttachInfo info_;
   std::vector<std::vector<float>> params_;
   std::vector<std::vector<float>> gradients_;
   std::vector<std::pair<std::int32_t, bool>> notices_;
@@ -109,7 +126,7 @@ struct TiedImpl : torch::nn::Module {
 
 struct Fixture {
   explicit Fixture(int stage, plan::LiveLimits limits,
-                   std::int64_t persistence = 0) {
+                   std::int64_t persistence = 0, bool contiguous = true) {
     torch::manual_seed(3);
     first = std::make_shared<LayerImpl>(8, 8);
     middle = std::make_shared<LayerImpl>(8, 8, /*with_unused=*/true);
@@ -170,7 +187,9 @@ struct Fixture {
     coordinator = std::make_unique<Coordinator>(options, layout.get(),
                                                 exchange.get(), units);
     collector = std::make_unique<GradientCollector>(
-        layout.get(), exchange.get(), params, stage == 1);
+        layout.get(), exchange.get(), params,
+        GradientCollector::Options{.keep_gradients = stage == 1,
+                                   .contiguous = contiguous});
     first_unit = {&coordinator, 0, first};
     middle_unit = {&coordinator, 1, middle};
     frozen_unit = {&coordinator, 2, frozen};
@@ -334,6 +353,32 @@ TEST(Zero, BackwardOutsideTheEngineIsRefusedInWords) {
   EXPECT_NE(std::string(status.message()).find("Backward(loss)"),
             std::string::npos);
   f.coordinator->EndPass();
+}
+
+TEST(C10dKeys, ContiguousGradients) {
+  Fixture contiguous(2, {});
+  contiguous.Pass(0);
+  EXPECT_EQ(contiguous.collector->held_bytes_peak(), 0);
+  Fixture scattered(2, {}, 0, /*contiguous=*/false);
+  scattered.Pass(0);
+  // At least one unit's gradients stayed where autograd made them, and never
+  // those of all units.
+  const std::int64_t unit_bytes = (8 * 8 + 8) * 4;
+  EXPECT_GE(scattered.collector->held_bytes_peak(), 8 * 8 * 4);
+  EXPECT_LT(scattered.collector->held_bytes_peak(), 3 * unit_bytes);
+  // The same gradients all the same.
+  EXPECT_EQ(contiguous.exchange->notices(), scattered.exchange->notices());
+  for (const auto& [unit, empty] : contiguous.exchange->notices()) {
+    if (empty) continue;
+    const auto u = static_cast<std::size_t>(unit);
+    EXPECT_EQ(std::memcmp(contiguous.exchange->gradients(unit),
+                          scattered.exchange->gradients(unit),
+                          static_cast<std::size_t>(
+                              contiguous.layout->units()[u].trainable_elems) *
+                              sizeof(float)),
+              0)
+        << "unit " << unit;
+  }
 }
 
 }  // namespace

@@ -1,0 +1,24 @@
+// ProcessGroupNCCL for the c10d exchange, or the refusal of a build without
+// CUDA. The only place that names NCCL.
+
+#pragma once
+
+#include <chrono>
+
+#include "absl/status/statusor.h"
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+namespace stowage::engine {
+
+struct NcclGroup {
+  c10::intrusive_ptr<c10d::Backend> backend;
+  at::Device device = at::Device(at::kCPU);  // of this rank
+};
+
+// Errors: kUnimplemented in a build without CUDA.
+absl::StatusOr<NcclGroup> MakeNcclGroup(
+    const c10::intrusive_ptr<c10d::Store>& store, int rank, int ranks,
+    std::chrono::milliseconds timeout);
+
+}  // namespace stowage::engine

@@ -1,0 +1,127 @@
+// Sums gradients over the ranks: from units that autograd has filled to this
+// rank's reduced shard in a ShardStore.
+//
+// Units are reduced in one fixed order, the reverse of the layout's, so that
+// ranks in which they become ready in another order (an unused module on one of
+// them) still start the same collectives: a unit that is ready early waits for
+// those before it. Ready units are joined to buckets (plan/bucket_plan.h), sent
+// in one message each, and when a message has arrived its slices go to the
+// store, which adds the ranks' parts in rank order.
+//
+// Stages 0 and 1 add micro steps up in fp32 here and reduce once, at the last;
+// stages 2 and 3 reduce every micro step and keep nothing.
+//
+// Thread safety: one thread at a time.
+
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "common/layout.h"
+#include "engine/exchange/buffer_pool.h"
+#include "engine/exchange/collectives.h"
+#include "engine/exchange/shard_store.h"
+#include "engine/plan/bucket_plan.h"
+#include "engine/plan/shard_plan.h"
+#include "optim/kernels.h"
+
+namespace stowage::engine {
+
+struct ReduceOptions {
+  std::int64_t bucket_elems = 500'000'000;
+  // Messages are waited for at the end, with at most two buckets under way;
+  // false: each at once.
+  bool overlap = true;
+  // Each rank gets its part only; false: an all-reduce, of which it takes it.
+  bool scatter = true;
+  Dtype wire_dtype = Dtype::kFp32;
+  // Gradients are divided by this before they travel.
+  double divisor = 1;
+  std::int32_t micro_steps = 1;
+  bool at_boundary = false;  // stages 0 and 1
+};
+
+struct ReduceCounters {
+  std::int64_t messages = 0;
+  std::int64_t units = 0;          // reduced
+  std::int64_t under_way_max = 0;  // messages at one time
+};
+
+class GradientReducer {
+ public:
+  // `part`: this rank's in `plan`; all must outlive the reducer.
+  GradientReducer(const ReduceOptions& options, const Layout* layout,
+                  const plan::ShardPlan* plan, std::int32_t part,
+                  Collectives* group, ShardStore* store);
+
+  // As Exchange::GradientTarget and GradientReady.
+  absl::StatusOr<std::span<std::byte>> Target(std::int32_t unit);
+  absl::Status Ready(std::int64_t step, std::int32_t micro, std::int32_t unit,
+                     bool empty);
+
+  // Hands over what has arrived, without waiting.
+  absl::Status Progress();
+  // Waits for all that was started.
+  absl::Status Finish();
+
+  const ReduceCounters& counters() const { return counters_; }
+  const BufferPool& buffers() const { return pool_; }
+  std::int64_t sum_bytes() const;
+
+ private:
+  struct Unit {
+    std::span<std::byte> buffer;  // this micro step's gradient
+    bool ready = false;
+    std::vector<float> sum;  // at_boundary with several micro steps
+    bool summed = false;
+  };
+  struct Message {
+    plan::BucketMessage what;
+    std::int64_t step = 0;
+    std::int32_t micro = 0;
+    std::span<std::byte> send;
+    bool send_is_unit = false;  // the unit's own buffer
+    std::span<std::byte> receive;
+    std::int64_t mine_elems = 0;    // of this rank's slice, from each rank
+    std::int64_t stride_elems = 0;  // between the ranks' slices in `receive`
+    std::int32_t slices = 0;        // in `receive`
+    std::unique_ptr<Pending> pending;
+  };
+
+  Unit& At(std::int32_t unit) { return units_[static_cast<std::size_t>(unit)]; }
+  bool Last(std::int32_t micro) const {
+    return micro + 1 == options_.micro_steps;
+  }
+  plan::ElemRange SliceOf(const plan::BucketPiece& piece,
+                          std::int32_t part) const;
+  absl::Status AddUp(std::int64_t step, std::int32_t micro, std::int32_t unit);
+  absl::Status ReduceReady(std::int64_t step, std::int32_t micro);
+  absl::Status Send(std::int64_t step, std::int32_t micro,
+                    plan::BucketMessage what);
+  void Pack(const Message& message, std::int64_t stride_elems);
+  void PackSlice(const plan::BucketPiece& piece, plan::ElemRange slice,
+                 std::byte* target) const;
+  absl::Status Deliver(Message& message);
+  void DropBuffer(std::int32_t unit);
+
+  const ReduceOptions options_;
+  const Layout* layout_;
+  const plan::ShardPlan* plan_;
+  const std::int32_t part_;
+  Collectives* group_;
+  ShardStore* store_;
+  const Dtype dtype_;
+  const std::int64_t width_;
+  const optim::KernelSet& kernels_;
+  BufferPool pool_;
+  plan::BucketPlan buckets_;
+  std::vector<Unit> units_;
+  std::vector<std::int32_t> order_;  // trainable units
+  std::size_t next_ = 0;             // of order_, in this micro step
+  std::deque<Message> under_way_;
+  ReduceCounters counters_;
+};
+
+}  // namespace stowage::engine

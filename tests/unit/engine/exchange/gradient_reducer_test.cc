@@ -1,0 +1,342 @@
+// The reducer over a group that stands for all ranks: every rank sends the same
+// values here, so a sum is ranks x value; what travels is recorded.
+
+#include "engine/exchange/gradient_reducer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <vector>
+
+namespace stowage::engine {
+namespace {
+
+class Instant final : public Pending {
+ public:
+  explicit Instant(bool* early) : early_(early) {}
+  bool Done() override { return *early_; }
+  absl::Status Wait() override { return absl::OkStatus(); }
+
+ private:
+  bool* early_;
+};
+
+class SameEverywhere final : public Collectives {
+ public:
+  SameEverywhere(int rank, int ranks) : rank_(rank), ranks_(ranks) {}
+  int rank() const override { return rank_; }
+  int ranks() const override { return ranks_; }
+  std::string_view backend() const override { return "gloo"; }
+  absl::StatusOr<std::unique_ptr<Pending>> AllGather(
+      std::span<std::byte>, std::span<const std::byte>) override {
+    return absl::UnimplementedError("");
+  }
+  absl::StatusOr<std::unique_ptr<Pending>> Broadcast(std::span<std::byte>,
+                                                     int) override {
+    return absl::UnimplementedError("");
+  }
+  absl::StatusOr<std::unique_ptr<Pending>> ExchangeParts(
+      Dtype dtype, const void* send, std::span<const std::int64_t> send_elems,
+      void* receive, std::int64_t recv_elems) override {
+    const std::int64_t width = DtypeBytes(dtype);
+    std::int64_t before = 0;
+    std::int64_t total = 0;
+    for (int r = 0; r < ranks_; ++r) {
+      if (r < rank_) before += send_elems[static_cast<std::size_t>(r)];
+      total += send_elems[static_cast<std::size_t>(r)];
+    }
+    Record(dtype, send, total);
+    EXPECT_EQ(recv_elems, send_elems[static_cast<std::size_t>(rank_)]);
+    for (int r = 0; r < ranks_; ++r) {
+      std::memcpy(static_cast<std::byte*>(receive) + r * recv_elems * width,
+                  static_cast<const std::byte*>(send) + before * width,
+                  static_cast<std::size_t>(recv_elems * width));
+    }
+    return std::make_unique<Instant>(&early);
+  }
+  absl::StatusOr<std::unique_ptr<Pending>> AllReduce(
+      Dtype dtype, void* values, std::int64_t elems) override {
+    Record(dtype, values, elems);
+    ++all_reduces;
+    EXPECT_EQ(dtype, Dtype::kFp32);
+    for (std::int64_t i = 0; i < elems; ++i) {
+      static_cast<float*>(values)[i] *= static_cast<float>(ranks_);
+    }
+    return std::make_unique<Instant>(&early);
+  }
+  absl::StatusOr<std::unique_ptr<Pending>> ReduceScatter(
+      Dtype, const void*, void*, std::int64_t) override {
+    return absl::UnimplementedError("");
+  }
+  absl::StatusOr<std::vector<std::vector<double>>> GatherValues(
+      std::span<const double>) override {
+    return absl::UnimplementedError("");
+  }
+
+  bool early = true;
+  std::vector<std::int64_t> sizes;  // elements, by message
+  std::vector<Dtype> dtypes;
+  float largest = 0;
+  int all_reduces = 0;
+
+ private:
+  void Record(Dtype dtype, const void* values, std::int64_t elems) {
+    sizes.push_back(elems);
+    dtypes.push_back(dtype);
+    if (dtype != Dtype::kFp32) return;
+    for (std::int64_t i = 0; i < elems; ++i) {
+      largest =
+          std::max(largest, std::fabs(static_cast<const float*>(values)[i]));
+    }
+  }
+  int rank_;
+  int ranks_;
+};
+
+class Recorder final : public ShardStore {
+ public:
+  const AttachInfo& info() const override { return info_; }
+  absl::StatusOr<std::span<const std::byte>> AcquireShard(
+      std::int32_t, std::int64_t) override {
+    return absl::UnimplementedError("");
+  }
+  bool ShardReady(std::int32_t, std::int64_t) const override { return true; }
+  void ReleaseShard(std::int32_t) override {}
+  absl::Status AddGradient(std::int64_t, std::int32_t micro, std::int32_t unit,
+                           std::int64_t begin,
+                           std::span<const void* const> parts, Dtype dtype,
+                           std::int64_t elems) override {
+    std::vector<float> sum(static_cast<std::size_t>(elems));
+    optim::BestKernels().accumulate(parts, dtype, true, sum.data(), elems);
+    std::vector<float>& to = gradients[{unit, micro}];
+    EXPECT_EQ(static_cast<std::int64_t>(to.size()), begin);
+    to.insert(to.end(), sum.begin(), sum.end());
+    return absl::OkStatus();
+  }
+  absl::Status GradientDone(std::int64_t, std::int32_t micro, std::int32_t unit,
+                            bool empty) override {
+    done.push_back({unit, micro, empty});
+    return absl::OkStatus();
+  }
+  absl::StatusOr<Verdict> Prepare(std::int64_t,
+                                  std::span<const double>) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status Apply(const ApplyArgs&) override { return absl::OkStatus(); }
+  absl::Status SetForwardOrder(std::span<const std::int32_t>,
+                               std::span<const std::int32_t>) override {
+    return absl::OkStatus();
+  }
+  absl::Status PutState(std::int32_t, std::int64_t,
+                        std::span<const float>) override {
+    return absl::OkStatus();
+  }
+  absl::Status FinishInitialization() override { return absl::OkStatus(); }
+  absl::Status ReadState(std::int32_t, StateKind, std::int64_t,
+                         std::span<float>) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status Close(bool) override { return absl::OkStatus(); }
+  StoreWaits waits() const override { return {}; }
+  std::int64_t held_bytes() const override { return 0; }
+
+  struct Done {
+    std::int32_t unit;
+    std::int32_t micro;
+    bool empty;
+    friend bool operator==(const Done&, const Done&) = default;
+  };
+  std::map<std::pair<std::int32_t, std::int32_t>, std::vector<float>> gradients;
+  std::vector<Done> done;
+
+ private:
+  AttachInfo info_;
+};
+
+Layout Model() {
+  LayoutSpec spec;
+  spec.groups = {{"g", false}, {"frozen", true}};
+  spec.units = {{"a", {{"a.w", {1000}, 0}, {"a.b", {10}, 0}}},
+                {"ice", {{"ice.w", {500}, 1}}},
+                {"b", {{"b.w", {5000}, 0}}},
+                {"c", {{"c.w", {100}, 0}}}};
+  return Layout::Create(spec).value();
+}
+
+// What rank `part` of `ranks` does in one micro step, units ready in `order`.
+struct Run {
+  Run(ReduceOptions options, int part, int ranks, int parts)
+      : layout(Model()),
+        plan(layout, parts),
+        group(part, ranks),
+        reducer(options, &layout, &plan, parts == 1 ? 0 : part, &group,
+                &store) {}
+
+  static float Value(std::int32_t unit, std::int64_t element) {
+    return static_cast<float>(unit * 10'000 + element + 1);
+  }
+
+  void Micro(std::int32_t micro, const std::vector<std::int32_t>& order) {
+    for (const std::int32_t unit : order) {
+      auto* to = reinterpret_cast<float*>(reducer.Target(unit)->data());
+      for (const Layout::Param& param :
+           layout.units()[static_cast<std::size_t>(unit)].params) {
+        for (std::int64_t i = 0; i < param.elems; ++i) {
+          to[param.begin_elems + i] = Value(unit, param.begin_elems + i);
+        }
+      }
+      ASSERT_TRUE(reducer.Ready(0, micro, unit, false).ok());
+    }
+  }
+
+  // Every element of this rank's shard is `factor` times what a rank had.
+  void Check(std::int32_t micro, float factor) {
+    for (const std::int32_t unit : {0, 2, 3}) {
+      const plan::ElemRange shard =
+          plan.GradientShard(unit, plan.parts() == 1 ? 0 : group.rank());
+      const std::vector<float>& got = store.gradients[{unit, micro}];
+      ASSERT_EQ(static_cast<std::int64_t>(got.size()), shard.elems());
+      std::vector<float> want(got.size(), 0.0F);
+      for (const Layout::Param& param :
+           layout.units()[static_cast<std::size_t>(unit)].params) {
+        for (std::int64_t i = 0; i < param.elems; ++i) {
+          const std::int64_t at = param.begin_elems + i;
+          if (at >= shard.begin && at < shard.end) {
+            want[static_cast<std::size_t>(at - shard.begin)] =
+                factor * Value(unit, at);
+          }
+        }
+      }
+      EXPECT_EQ(got, want) << "unit " << unit;
+    }
+  }
+
+  Layout layout;
+  plan::ShardPlan plan;
+  SameEverywhere group;
+  Recorder store;
+  GradientReducer reducer;
+};
+
+TEST(GradientReducer, EveryRankGetsTheSumOfItsShard) {
+  for (const int ranks : {1, 2, 3, 5}) {
+    for (int part = 0; part < ranks; ++part) {
+      for (const std::int64_t bucket : {64, 1000, 3000, 1'000'000}) {
+        for (const bool scatter : {true, false}) {
+          Run run({.bucket_elems = bucket, .scatter = scatter}, part, ranks,
+                  ranks);
+          run.Micro(0, {3, 2, 0});
+          ASSERT_TRUE(run.reducer.Finish().ok());
+          run.Check(0, static_cast<float>(ranks));
+          EXPECT_EQ(run.reducer.buffers().used_bytes(), 0);
+        }
+      }
+    }
+  }
+}
+
+TEST(GradientReducer, StageZeroReducesWholeUnits) {
+  Run run({.bucket_elems = 3000, .scatter = false, .at_boundary = true}, 1, 3,
+          /*parts=*/1);
+  run.Micro(0, {3, 2, 0});
+  ASSERT_TRUE(run.reducer.Finish().ok());
+  run.Check(0, 3);
+}
+
+TEST(GradientReducer, TheOrderOfReductionIsTheSameHoweverUnitsBecomeReady) {
+  std::vector<std::int64_t> sizes;
+  for (const std::vector<std::int32_t>& order :
+       std::vector<std::vector<std::int32_t>>{
+           {3, 2, 0}, {0, 2, 3}, {2, 0, 3}}) {
+    Run run({.bucket_elems = 64}, 0, 2, 2);
+    run.Micro(0, order);
+    ASSERT_TRUE(run.reducer.Finish().ok());
+    if (sizes.empty()) sizes = run.group.sizes;
+    EXPECT_EQ(run.group.sizes, sizes);
+    EXPECT_EQ(run.store.done.front().unit, 3);
+    EXPECT_EQ(run.store.done.back().unit, 0);
+  }
+}
+
+TEST(GradientReducer, AtTheBoundaryMicroStepsTravelOnce) {
+  Run run({.micro_steps = 3, .at_boundary = true}, 1, 2, 2);
+  for (const std::int32_t micro : {0, 1, 2}) run.Micro(micro, {3, 2, 0});
+  ASSERT_TRUE(run.reducer.Finish().ok());
+  EXPECT_EQ(run.group.sizes.size(), 1U);
+  run.Check(2, 3 * 2);
+  // The server hears of every micro step.
+  ASSERT_EQ(run.store.done.size(), 9U);
+  EXPECT_EQ(run.store.done[0], (Recorder::Done{3, 0, true}));
+  EXPECT_EQ(run.store.done[8], (Recorder::Done{0, 2, false}));
+}
+
+TEST(GradientReducer, ARankWithoutAGradientSendsZeros) {
+  Run run({}, 0, 2, 2);
+  run.Micro(0, {3, 2});
+  ASSERT_TRUE(run.reducer.Ready(0, 0, 0, /*empty=*/true).ok());
+  ASSERT_TRUE(run.reducer.Finish().ok());
+  for (const float value : run.store.gradients[{0, 0}]) EXPECT_EQ(value, 0);
+  EXPECT_FALSE(run.store.done.back().empty);
+}
+
+TEST(C10dKeys, ReduceBucketSizeJoinsAndCuts) {
+  const auto messages = [](std::int64_t bucket) {
+    Run run({.bucket_elems = bucket}, 0, 2, 2);
+    run.Micro(0, {3, 2, 0});
+    EXPECT_TRUE(run.reducer.Finish().ok());
+    for (const std::int64_t elems : run.group.sizes) EXPECT_LE(elems, bucket);
+    return run.group.sizes.size();
+  };
+  EXPECT_EQ(messages(100'000), 1U);
+  EXPECT_EQ(messages(6000), 2U);
+  EXPECT_EQ(messages(1280), 7U);  // 128; 5056 in five; 1088
+}
+
+TEST(C10dKeys, ReduceScatterOrAllReduce) {
+  for (const bool scatter : {true, false}) {
+    Run run({.scatter = scatter}, 1, 2, 2);
+    run.Micro(0, {3, 2, 0});
+    EXPECT_EQ(run.group.sizes.size(), 1U);
+    EXPECT_EQ(run.group.all_reduces, scatter ? 0 : 1);
+    run.Check(0, 2);
+  }
+}
+
+TEST(C10dKeys, OverlapCommLetsTwoMessagesTravel) {
+  for (const bool overlap : {true, false}) {
+    Run run({.bucket_elems = 1280, .overlap = overlap}, 0, 2, 2);
+    run.group.early = false;  // nothing is done before it is waited for
+    run.Micro(0, {3, 2, 0});
+    EXPECT_EQ(run.reducer.counters().under_way_max, overlap ? 2 : 1);
+    ASSERT_TRUE(run.reducer.Finish().ok());
+    run.Check(0, 2);
+  }
+}
+
+TEST(C10dKeys, CommunicationDataTypeIsWhatTravels) {
+  for (const Dtype dtype : {Dtype::kFp32, Dtype::kBf16, Dtype::kFp16}) {
+    Run run({.wire_dtype = dtype}, 1, 2, 2);
+    run.Micro(0, {3, 2, 0});
+    ASSERT_TRUE(run.reducer.Finish().ok());
+    for (const Dtype sent : run.group.dtypes) EXPECT_EQ(sent, dtype);
+    const float got = run.store.gradients[{3, 0}].front();
+    const float want = 2 * Run::Value(3, run.plan.Shard(3, 1).begin);
+    EXPECT_NEAR(got, want, dtype == Dtype::kFp32 ? 0 : want / 128);
+  }
+}
+
+TEST(C10dKeys, PrescaleDividesWhatTravels) {
+  Run plain({}, 0, 2, 2);
+  plain.Micro(0, {3, 2, 0});
+  Run divided({.divisor = 4}, 0, 2, 2);
+  divided.Micro(0, {3, 2, 0});
+  ASSERT_TRUE(divided.reducer.Finish().ok());
+  EXPECT_EQ(divided.group.largest, plain.group.largest / 4);
+  divided.Check(0, 2.0F / 4);
+}
+
+}  // namespace
+}  // namespace stowage::engine
