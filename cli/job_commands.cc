@@ -22,32 +22,40 @@ std::string State(const JobInfo& job) {
 }
 
 nlohmann::ordered_json ToJson(const JobInfo& job) {
-  return {{"name", job.name},
-          {"job_id", job.job_id},
-          {"epoch", job.epoch},
-          {"state", State(job)},
-          {"failed_because", job.failed_because},
-          {"step", job.step},
-          {"applied_steps", job.applied_steps},
-          {"parameters", job.parameters},
-          {"live_sessions", job.live_sessions},
-          {"local_ranks", job.local_ranks},
-          {"state_bytes", job.state_bytes},
-          {"param_bytes", job.param_bytes},
-          {"gradient_bytes", job.gradient_bytes},
-          {"units_landed", job.units_landed},
-          {"landing_seconds", job.landing_seconds},
-          {"apply_seconds", job.apply_seconds},
-          {"durability", job.durability},
-          {"nvme_paths", job.nvme_paths},
-          {"kept_steps", job.kept_steps},
-          {"disk_bytes", job.disk_bytes},
-          {"disk_bytes_read", job.disk_bytes_read},
-          {"disk_bytes_written", job.disk_bytes_written},
-          {"cache_bytes", job.cache_bytes},
-          {"params_leased", job.params_leased},
-          {"param_limit_bytes", job.param_limit_bytes},
-          {"io", job.io}};
+  return {
+      {"name", job.name},
+      {"job_id", job.job_id},
+      {"epoch", job.epoch},
+      {"state", State(job)},
+      {"failed_because", job.failed_because},
+      {"step", job.step},
+      {"applied_steps", job.applied_steps},
+      {"parameters", job.parameters},
+      {"live_sessions", job.live_sessions},
+      {"local_ranks", job.local_ranks},
+      {"state_bytes", job.state_bytes},
+      {"param_bytes", job.param_bytes},
+      {"gradient_bytes", job.gradient_bytes},
+      {"units_landed", job.units_landed},
+      {"landing_seconds", job.landing_seconds},
+      {"apply_seconds", job.apply_seconds},
+      {"durability", job.durability},
+      {"nvme_paths", job.nvme_paths},
+      {"kept_steps", job.kept_steps},
+      {"disk_bytes", job.disk_bytes},
+      {"disk_bytes_read", job.disk_bytes_read},
+      {"disk_bytes_written", job.disk_bytes_written},
+      {"cache_bytes", job.cache_bytes},
+      {"params_leased", job.params_leased},
+      {"param_limit_bytes", job.param_limit_bytes},
+      {"io", job.io},
+      {"trust_ratios",
+       {{"tensors", job.trust_ratios.tensors},
+        {"min", job.trust_ratios.min},
+        {"mean", job.trust_ratios.mean},
+        {"max", job.trust_ratios.max}}},
+      {"compression",
+       {{"rounds", job.compression.rounds}, {"error", job.compression.error}}}};
 }
 
 void PrintTable(const std::vector<JobInfo>& jobs) {
@@ -87,6 +95,17 @@ void PrintJob(const JobInfo& job) {
   line("units landed", absl::StrCat(job.units_landed));
   line("landing", absl::StrFormat("%.3f s", job.landing_seconds));
   line("apply", absl::StrFormat("%.3f s", job.apply_seconds));
+  if (job.trust_ratios.tensors > 0) {
+    line("trust ratios",
+         absl::StrFormat("%.4g to %.4g, mean %.4g, of %d tensors",
+                         job.trust_ratios.min, job.trust_ratios.max,
+                         job.trust_ratios.mean, job.trust_ratios.tensors));
+  }
+  if (job.compression.rounds > 0) {
+    line("compressed steps",
+         absl::StrFormat("%d, the last one's signs lost %.1f %%",
+                         job.compression.rounds, 100 * job.compression.error));
+  }
   if (job.nvme_paths.empty()) return;
   line("durability", job.durability);
   line("on disk", absl::StrCat(HumanBytes(job.disk_bytes), " in ",

@@ -25,7 +25,12 @@ inline constexpr std::int32_t kLocalRanksMax = 256;
 inline constexpr std::int32_t kMicroStepsMax = 65536;
 inline constexpr std::int32_t kScalarsPerRankMax = 65536;
 
-enum class OptimizerKind : std::uint8_t { kAdam = 1 };
+enum class OptimizerKind : std::uint8_t {
+  kAdam = 1,
+  kLamb = 2,
+  kOneBitAdam = 3,
+  kOneBitLamb = 4
+};
 
 // What fixes the meaning of the state. Learning rate, betas, eps and weight
 // decay may change every step and come with ApplyArgs.
@@ -33,6 +38,23 @@ struct OptimizerSpec {
   OptimizerKind kind = OptimizerKind::kAdam;
   bool decoupled_weight_decay = true;  // AdamW; false: L2 added to the gradient
   bool bias_correction = true;
+  // Lamb and OneBitLamb: bounds of a tensor's trust ratio. Lamb: where eps
+  // goes.
+  double max_coeff = 10;
+  double min_coeff = 0.01;
+  bool eps_inside_sqrt = false;
+  // OneBitAdam and OneBitLamb: applied steps before momenta travel as signs.
+  std::int64_t freeze_step = 100'000;
+  // OneBitLamb: how its frozen trust ratios are made and may move.
+  double coeff_beta = 0.9;
+  double factor_max = 4;
+  double factor_min = 0.5;
+  double factor_threshold = 0.1;
+
+  bool one_bit() const {
+    return kind == OptimizerKind::kOneBitAdam ||
+           kind == OptimizerKind::kOneBitLamb;
+  }
 
   friend bool operator==(const OptimizerSpec&, const OptimizerSpec&) = default;
 };
@@ -86,6 +108,25 @@ struct GroupStep {
   friend bool operator==(const GroupStep&, const GroupStep&) = default;
 };
 
+// Trust ratios of one Lamb step, over the job's trainable tensors.
+struct TrustRatios {
+  std::int64_t tensors = 0;  // 0: no Lamb step was applied yet
+  double min = 0;
+  double mean = 0;
+  double max = 0;
+
+  friend bool operator==(const TrustRatios&, const TrustRatios&) = default;
+};
+
+// What a 1-bit optimizer's signs cost, of the last step that was compressed.
+struct Compression {
+  std::int64_t rounds = 0;  // compressed steps since the state is in memory
+  // What rank 0's signs lost, as a share of what they stood for (L2 norms).
+  double error = 0;
+
+  friend bool operator==(const Compression&, const Compression&) = default;
+};
+
 // The answer to prepare: this node's view of the step's gradients. All ranks
 // get the same values.
 struct Verdict {
@@ -101,6 +142,9 @@ struct Verdict {
   std::vector<double> rank_wait_seconds;
   // What the server's updates have waited for its disks, cumulative.
   double disk_wait_seconds = 0;
+  // Of the last step applied since the server has the job in memory.
+  TrustRatios trust_ratios;
+  Compression compression;  // likewise
 };
 
 // Ends step `step` (counted from 0: the step that makes version step + 1).
@@ -184,6 +228,8 @@ struct JobInfo {
   // Step `step` (the next) has a verdict and no apply, its run has ended, and
   // RollForward() can end it.
   bool prepared = false;
+  TrustRatios trust_ratios;            // as Verdict's
+  Compression compression;
 
   friend bool operator==(const JobInfo&, const JobInfo&) = default;
 };

@@ -212,6 +212,8 @@ absl::StatusOr<StepResult> Engine::StepInner(const std::string& user_state) {
   result.skipped = update.skipped || overflow;
   result.loss_scale = update.scale_during;
   result.first_nonfinite_param = verdict.first_nonfinite_param;
+  result.trust_ratios = verdict.trust_ratios;
+  result.compression = verdict.compression;
   precision::LossScaleUpdate decision = update;
   decision.skipped = result.skipped;
   const ApplyArgs args = MakeApplyArgs(verdict, decision, user_state, &result);

@@ -84,6 +84,8 @@ struct StepResult {
   double loss_scale = 1;     // used in this step
   bool skipped = false;
   std::string first_nonfinite_param;
+  TrustRatios trust_ratios;  // of the step before this one
+  Compression compression;   // likewise
   std::int64_t global_samples = 0;
   bool stop_requested = false;  // by any rank: all ranks see it together
   double forward_ms = 0;        // sums over the micro steps

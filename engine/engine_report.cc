@@ -58,6 +58,8 @@ void Engine::Report(const StepResult& result) {
   facts.global_samples = result.global_samples;
   facts.loss = result.loss;
   facts.gradient_norm = result.gradient_norm;
+  facts.trust_ratios = result.trust_ratios;
+  facts.compression = result.compression;
   for (int g = 0; g < static_cast<int>(options_.groups.size()); ++g) {
     facts.lrs.push_back(schedule_.Lr(applied_steps_, g));
     facts.betas.push_back(schedule_.BetasAt(applied_steps_, g));

@@ -134,9 +134,7 @@ JobSpec Engine::MakeJobSpec() const {
     job.layout.units.push_back(std::move(spec));
   }
   if (any_frozen) job.layout.groups.push_back({kFrozenGroup, true});
-  job.optimizer.decoupled_weight_decay =
-      config().optimizer.decoupled_weight_decay;
-  job.optimizer.bias_correction = config().optimizer.bias_correction;
+  job.optimizer = config::ToOptimizerSpec(config().optimizer);
   job.durability = config().stowage.durability == config::Durability::kPower
                        ? Durability::kPower
                        : Durability::kMemory;

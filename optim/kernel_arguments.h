@@ -19,6 +19,9 @@ namespace optim {
 
 inline constexpr int kSumLanes = 16;
 
+// Ranks whose signs one call of KernelSet::onebit_serve adds.
+inline constexpr int kOneBitRanksMax = 1024;
+
 namespace internal {
 
 // Dtype's enumerators; kernels.cc asserts that they are the same.
@@ -47,7 +50,56 @@ struct AdamConstants {
   float decoupled_decay = 0;  // lr * weight decay; AdamW
 };
 
-// The elements that one Adam call updates; see KernelSet::adam.
+// Constants of one Lamb step for one parameter group, as AdamConstants.
+//
+// Source: You et al., "Large Batch Optimization for Deep Learning: Training
+//   BERT in 76 minutes", Algorithm 2, with the differences of DeepSpeed's
+//   FusedLamb: no bias correction inside the update, but in the step's size.
+struct LambConstants {
+  float gradient_factor = 1;  // as AdamConstants
+  float beta1 = 0;
+  float one_minus_beta1 = 0;
+  float beta2 = 0;
+  float one_minus_beta2 = 0;
+  float eps_inside = 0;   // eps, under the root; the other one is 0
+  float eps_outside = 0;  // eps, added to the root
+  float weight_decay = 0;
+  double step_size = 0;  // lr * sqrt(1 - beta2^t) / (1 - beta1^t)
+  double min_coeff = 0;  // bounds of the trust ratio
+  double max_coeff = 0;
+};
+
+// Sums of squares of a range's parameters and of its update.
+struct LambNorms {
+  double weight = 0;
+  double update = 0;
+};
+
+// The momentum that a 1-bit optimizer sends: m = (m * beta1 + g * (1 - beta1))
+// * scaling, with g the gradient times its factor.
+struct OneBitMomentum {
+  float gradient_factor = 1;
+  float beta1 = 0;
+  float one_minus_beta1 = 0;
+  float scaling = 1;
+};
+
+// What OneBitLamb keeps of a tensor's update with a frozen variance.
+struct FrozenLambConstants {
+  float beta1 = 0;
+  float one_minus_beta1 = 0;
+  float beta2 = 0;
+  float one_minus_beta2 = 0;
+  float eps = 0;
+  float weight_decay = 0;
+};
+struct FrozenLambSums {
+  double direction = 0;  // squares of m / denominator
+  double update = 0;     // squares of that plus decay
+  float factor_max = 0;  // largest frozen over fresh denominator
+};
+
+// The elements that one Adam or Lamb call updates; see KernelSet.
 struct AdamRange {
   std::int64_t elems = 0;
   float* master = nullptr;
@@ -79,6 +131,24 @@ struct RawKernels {
                const AdamRange& range);
   void (*convert)(const float* source, Dtype dtype, void* target,
                   std::int64_t elems);
+  LambNorms (*lamb_norms)(const LambConstants& constants,
+                          const RawGradient& gradient, const AdamRange& range);
+  void (*lamb)(const LambConstants& constants, float step,
+               const RawGradient& gradient, const AdamRange& range);
+  double (*onebit_compensate)(const OneBitMomentum& momentum,
+                              const RawGradient& gradient, const float* moment1,
+                              float* error, std::int64_t elems);
+  void (*onebit_pack)(float scale, float* error, std::uint8_t* bits,
+                      std::int64_t elems);
+  double (*onebit_serve)(const std::uint8_t* const* bits, const float* scales,
+                         std::int64_t count, float* error, std::int64_t elems);
+  void (*onebit_unpack)(float scale, const std::uint8_t* bits, float* out,
+                        std::int64_t elems);
+  void (*frozen)(float eps, float weight_decay, float step,
+                 const AdamRange& range);
+  FrozenLambSums (*frozen_lamb)(const FrozenLambConstants& constants,
+                                const float* last_moment1, float* fresh_moment2,
+                                const AdamRange& range);
 };
 
 extern const RawKernels kPortableRawKernels;

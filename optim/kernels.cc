@@ -53,8 +53,62 @@ struct Wrapper {
                       std::int64_t elems) {
     kRaw.convert(source, dtype, target, elems);
   }
+  static LambNorms NormsOfLamb(const LambConstants& constants,
+                               const GradientSource& gradient,
+                               const AdamRange& range) {
+    return kRaw.lamb_norms(constants, ToRaw(gradient), range);
+  }
+  static void Lamb(const LambConstants& constants, float step,
+                   const GradientSource& gradient, const AdamRange& range) {
+    kRaw.lamb(constants, step, ToRaw(gradient), range);
+  }
+  static double Compensate(const OneBitMomentum& momentum,
+                           const GradientSource& gradient, const float* moment1,
+                           float* error, std::int64_t elems) {
+    return kRaw.onebit_compensate(momentum, ToRaw(gradient), moment1, error,
+                                  elems);
+  }
+  static void Pack(float scale, float* error, std::uint8_t* bits,
+                   std::int64_t elems) {
+    kRaw.onebit_pack(scale, error, bits, elems);
+  }
+  static double Serve(std::span<const std::uint8_t* const> bits,
+                      std::span<const float> scales, float* error,
+                      std::int64_t elems) {
+    STOWAGE_CHECK(!bits.empty() && bits.size() <= kOneBitRanksMax &&
+                  bits.size() == scales.size());
+    return kRaw.onebit_serve(bits.data(), scales.data(),
+                             static_cast<std::int64_t>(bits.size()), error,
+                             elems);
+  }
+  static void Unpack(float scale, const std::uint8_t* bits, float* out,
+                     std::int64_t elems) {
+    kRaw.onebit_unpack(scale, bits, out, elems);
+  }
+  static void Frozen(float eps, float weight_decay, float step,
+                     const AdamRange& range) {
+    kRaw.frozen(eps, weight_decay, step, range);
+  }
+  static FrozenLambSums FrozenLamb(const FrozenLambConstants& constants,
+                                   const float* last_moment1,
+                                   float* fresh_moment2,
+                                   const AdamRange& range) {
+    return kRaw.frozen_lamb(constants, last_moment1, fresh_moment2, range);
+  }
   static constexpr KernelSet Make(Isa isa) {
-    return {isa, &SumOfSquares, &Accumulate, &Adam, &Convert};
+    return {.isa = isa,
+            .sum_of_squares = &SumOfSquares,
+            .accumulate = &Accumulate,
+            .adam = &Adam,
+            .lamb_norms = &NormsOfLamb,
+            .lamb = &Lamb,
+            .onebit_compensate = &Compensate,
+            .onebit_pack = &Pack,
+            .onebit_serve = &Serve,
+            .onebit_unpack = &Unpack,
+            .frozen = &Frozen,
+            .frozen_lamb = &FrozenLamb,
+            .convert = &Convert};
   }
 };
 
@@ -189,6 +243,39 @@ AdamConstants MakeAdamConstants(const AdamHyperparameters& hyperparameters,
     c.l2_decay = static_cast<float>(h.weight_decay);
   }
   return c;
+}
+
+LambConstants MakeLambConstants(const LambHyperparameters& hyperparameters,
+                                std::int64_t step, double gradient_factor) {
+  STOWAGE_CHECK(step >= 1);
+  const LambHyperparameters& h = hyperparameters;
+  LambConstants c;
+  c.gradient_factor = static_cast<float>(gradient_factor);
+  c.beta1 = static_cast<float>(h.beta1);
+  c.one_minus_beta1 = static_cast<float>(1 - h.beta1);
+  c.beta2 = static_cast<float>(h.beta2);
+  c.one_minus_beta2 = static_cast<float>(1 - h.beta2);
+  (h.eps_inside_sqrt ? c.eps_inside : c.eps_outside) =
+      static_cast<float>(h.eps);
+  c.weight_decay = static_cast<float>(h.weight_decay);
+  c.step_size = h.lr;
+  if (h.bias_correction) {
+    const auto t = static_cast<double>(step);
+    c.step_size *=
+        std::sqrt(1 - std::pow(h.beta2, t)) / (1 - std::pow(h.beta1, t));
+  }
+  c.min_coeff = h.min_coeff;
+  c.max_coeff = h.max_coeff;
+  return c;
+}
+
+double LambTrustRatio(const LambConstants& constants, const LambNorms& norms) {
+  if (norms.weight == 0 || norms.update == 0) return 1;
+  const double ratio = std::sqrt(norms.weight) / std::sqrt(norms.update);
+  // As DeepSpeed clamps: the upper bound first. NaN stays NaN.
+  if (ratio > constants.max_coeff) return constants.max_coeff;
+  if (ratio < constants.min_coeff) return constants.min_coeff;
+  return ratio;
 }
 
 const KernelSet& BestKernels() {

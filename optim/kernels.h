@@ -39,7 +39,7 @@ std::string_view IsaName(Isa isa);  // "portable", "avx2", "avx512"
 // is zero. Every pointer is to the first element of the range, aligned to 64
 // bytes for the full-speed path (any alignment is right).
 struct GradientSource {
-  std::span<const void* const> slots;
+  std::span<const void* const> slots = {};
   Dtype slot_dtype = Dtype::kFp32;
   const float* sum = nullptr;
 };
@@ -58,6 +58,26 @@ struct AdamHyperparameters {
 // Requires: step >= 1.
 AdamConstants MakeAdamConstants(const AdamHyperparameters& hyperparameters,
                                 std::int64_t step, double gradient_factor);
+
+struct LambHyperparameters {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0;
+  double max_coeff = 10;
+  double min_coeff = 0.01;
+  bool eps_inside_sqrt = false;
+  bool bias_correction = true;
+};
+
+// As MakeAdamConstants().
+LambConstants MakeLambConstants(const LambHyperparameters& hyperparameters,
+                                std::int64_t step, double gradient_factor);
+
+// The trust ratio of a tensor from the sums of squares over all of it:
+// |p| / |u|, kept within [min_coeff, max_coeff], or 1 if either norm is zero.
+double LambTrustRatio(const LambConstants& constants, const LambNorms& norms);
 
 // One implementation of all kernels.
 struct KernelSet {
@@ -88,6 +108,57 @@ struct KernelSet {
   // and end with a store fence, unless range.copy_stays_cached.
   void (*adam)(const AdamConstants& constants, const GradientSource& gradient,
                const AdamRange& range) = nullptr;
+
+  // First pass of a Lamb update: sums of squares of p and u, which changes
+  // nothing. Lanes as sum_of_squares.
+  //   g, m and v as adam's (without l2_decay)
+  //   u = m / (sqrt(v + eps_inside) + eps_outside) + weight_decay * p
+  LambNorms (*lamb_norms)(const LambConstants& constants,
+                          const GradientSource& gradient,
+                          const AdamRange& range) = nullptr;
+
+  // Second pass: m, v and u as lamb_norms, then
+  //   p = p - step * u
+  //   copy = round(p)
+  // with step = fp32(step_size * trust ratio of the tensor). Streams as adam.
+  void (*lamb)(const LambConstants& constants, float step,
+               const GradientSource& gradient,
+               const AdamRange& range) = nullptr;
+
+  // The 1-bit optimizers (optim/onebit.h puts them together). Signs lie 8 a
+  // byte, the first element in the most significant bit; 1 is "at least zero"
+  // and decodes to +scale, 0 to -scale. Sums of squares as sum_of_squares.
+  //
+  // error = (m * beta1 + g * one_minus_beta1) * scaling + error, with g as
+  // adam's. Returns: the sum of squares of what error is then.
+  double (*onebit_compensate)(const OneBitMomentum& momentum,
+                              const GradientSource& gradient,
+                              const float* moment1, float* error,
+                              std::int64_t elems) = nullptr;
+  // bits = signs of error; error = error - decoded.
+  void (*onebit_pack)(float scale, float* error, std::uint8_t* bits,
+                      std::int64_t elems) = nullptr;
+  // error = ((decoded_0 + decoded_1) + ...) + error, in the order given.
+  // Returns: the sum of squares of what error is then.
+  // Requires: 1 to kOneBitRanksMax `bits`, a scale for each.
+  double (*onebit_serve)(std::span<const std::uint8_t* const> bits,
+                         std::span<const float> scales, float* error,
+                         std::int64_t elems) = nullptr;
+  // out = decoded.
+  void (*onebit_unpack)(float scale, const std::uint8_t* bits, float* out,
+                        std::int64_t elems) = nullptr;
+  // p = p - step * (m / (sqrt(v) + eps) + weight_decay * p); copy = round(p).
+  // m and v stay. Streams as adam.
+  void (*frozen)(float eps, float weight_decay, float step,
+                 const AdamRange& range) = nullptr;
+  // OneBitLamb's fresh variance and what its factor needs:
+  //   g = (m - beta1 * last) / one_minus_beta1
+  //   fresh = fresh * beta2 + (g * g) * one_minus_beta2
+  // Returns: sums over u = m / (sqrt(v) + eps) and u + weight_decay * p, and
+  //   the largest (sqrt(v) + eps) / (sqrt(fresh) + eps), NaNs left out.
+  FrozenLambSums (*frozen_lamb)(const FrozenLambConstants& constants,
+                                const float* last_moment1, float* fresh_moment2,
+                                const AdamRange& range) = nullptr;
 
   // target[i] = round(source[i]) in `dtype`; fp32 is a plain copy.
   void (*convert)(const float* source, Dtype dtype, void* target,

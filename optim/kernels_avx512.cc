@@ -1,4 +1,4 @@
-#include "optim/kernels_impl.h"
+#include "optim/raw_kernels.h"
 #include "optim/simd_avx512.h"
 
 namespace stowage::optim::internal {

@@ -1,6 +1,6 @@
-// The algorithm of every kernel, once, over a small vector trait V; each
-// kernels_<isa>.cc instantiates it with the trait of its instruction set, so
-// that all sets do the same operations in the same order.
+// The algorithms of landing and Adam, once, over a small vector trait V; each
+// kernels_<isa>.cc instantiates them (raw_kernels.h) with the trait of its
+// instruction set, so that all sets do the same operations in the same order.
 //
 // Everything here lives in an unnamed namespace: the files that include this
 // are compiled with different -m flags, and a function shared between them by
@@ -24,15 +24,10 @@
 
 #include "optim/gradient_sources.h"
 #include "optim/kernel_arguments.h"
+#include "optim/update_blocks.h"
 
 namespace stowage::optim {
 namespace {
-
-using internal::RawKernels;
-
-// Below this a range's copy is likely read again from cache soon, and a fence
-// per call is no longer small against the call.
-inline constexpr int64_t kStreamElemsMin = 4096;
 
 // --- sum of squares ---------------------------------------------------------
 
@@ -196,19 +191,6 @@ struct AdamVectors {
   F eps, step_size, inv_sqrt_bias2, l2_decay, decoupled_decay;
 };
 
-// Rewrites the NaNs of a block in their one form. A NaN in m or v makes p NaN,
-// so looking at p is enough to know that this is due; it is not on any path
-// that matters for speed.
-template <class V>
-__attribute__((noinline, cold)) void CanonicalizeBlock(float* p, float* m,
-                                                       float* v) {
-  for (int j = 0; j < kBlockElems; j += V::kWidth) {
-    V::Store(p + j, V::CanonicalNan(V::Load(p + j)));
-    V::Store(m + j, V::CanonicalNan(V::Load(m + j)));
-    V::Store(v + j, V::CanonicalNan(V::Load(v + j)));
-  }
-}
-
 // What is fixed for a whole call: whether l2_decay is there, whether a copy is
 // written, and in which type.
 template <bool kL2In, bool kHasCopyIn, Dtype kCopyIn>
@@ -267,17 +249,6 @@ inline void AdamBlock(const AdamVectors<V>& c, const Source& source,
   if constexpr (Case::kHasCopy) {
     V::template StoreBlock<Case::kCopy, true>(copy_block, updated, stream);
   }
-}
-
-// Blocks by which Adam prefetches its arrays in place. The hardware's
-// prefetchers alone reach 0.83 to 0.92 of the memory ceiling with so many
-// streams, 8 to 24 blocks ahead 0.97 and more; prefetching the gradients too
-// gains nothing (AVX2, 1 and 2 threads, AMD EPYC, 2026-11-23).
-inline constexpr int64_t kPrefetchBlocks = 16;
-
-inline void PrefetchBlock(const float* array, int64_t index) {
-  PrefetchBytes<1>(array, index * 4);
-  PrefetchBytes<1>(array, index * 4 + 64);
 }
 
 template <class V, class Case>
@@ -395,11 +366,6 @@ void Convert(const float* source, Dtype dtype, void* target, int64_t elems) {
     case kBf16:
       return ConvertAs<V, kBf16>(source, target, elems);
   }
-}
-
-template <class V>
-constexpr RawKernels MakeRawKernels() {
-  return {&SumOfSquares<V>, &Accumulate<V>, &Adam<V>, &Convert<V>};
 }
 
 }  // namespace

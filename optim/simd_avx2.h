@@ -33,6 +33,22 @@ struct Avx2 {
   static F Div(F a, F b) { return _mm256_div_ps(a, b); }
   static F Sqrt(F a) { return _mm256_sqrt_ps(a); }
 
+  // The larger of both; b if either is NaN.
+  static F Max(F a, F b) { return _mm256_max_ps(a, b); }
+  // Bit k: element k is at least zero (-0 is, NaN is not).
+  static std::uint32_t AtLeastZero(F x) {
+    return static_cast<std::uint32_t>(
+        _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GE_OQ)));
+  }
+  // `x`, negated where bit k of `bits` is 0.
+  static F WithSigns(F x, std::uint32_t bits) {
+    const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set =
+        _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), each);
+    const __m256i clear = _mm256_cmpeq_epi32(set, _mm256_setzero_si256());
+    return _mm256_xor_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(clear, 31)));
+  }
+
   template <Dtype kDtype>
   static F Load16(const std::uint16_t* from) {
     const __m128i bits =

@@ -35,6 +35,21 @@ struct Avx512 {
   static F Div(F a, F b) { return _mm512_div_ps(a, b); }
   static F Sqrt(F a) { return _mm512_sqrt_ps(a); }
 
+  // The larger of both; b if either is NaN.
+  static F Max(F a, F b) { return _mm512_max_ps(a, b); }
+  // Bit k: element k is at least zero (-0 is, NaN is not).
+  static std::uint32_t AtLeastZero(F x) {
+    return _mm512_cmp_ps_mask(x, _mm512_set1_ps(0.0F), _CMP_GE_OQ);
+  }
+  // `x`, negated where bit k of `bits` is 0.
+  static F WithSigns(F x, std::uint32_t bits) {
+    const __m512i value = _mm512_castps_si512(x);
+    const __m512i negated =
+        _mm512_add_epi32(value, _mm512_slli_epi32(_mm512_set1_epi32(1), 31));
+    return _mm512_castsi512_ps(
+        _mm512_mask_mov_epi32(negated, static_cast<__mmask16>(bits), value));
+  }
+
   template <Dtype kDtype>
   static F Load16(const std::uint16_t* from) {
     const __m256i bits =

@@ -43,6 +43,28 @@ struct Portable {
              std::sqrt(a[3])};
   }
 
+  // The larger of both; b if either is NaN.
+  static F Max(F a, F b) {
+    F x;
+    for (int k = 0; k < kWidth; ++k) x[k] = a[k] > b[k] ? a[k] : b[k];
+    return x;
+  }
+  // Bit k: element k is at least zero (-0 is, NaN is not).
+  static std::uint32_t AtLeastZero(F x) {
+    std::uint32_t bits = 0;
+    for (int k = 0; k < kWidth; ++k) {
+      bits |= static_cast<std::uint32_t>(x[k] >= 0) << k;
+    }
+    return bits;
+  }
+  // `x`, negated where bit k of `bits` is 0.
+  static F WithSigns(F x, std::uint32_t bits) {
+    for (int k = 0; k < kWidth; ++k) {
+      if ((bits >> k & 1U) == 0) x[k] = -x[k];
+    }
+    return x;
+  }
+
   template <Dtype kDtype>
   static F Load16(const std::uint16_t* from) {
     std::uint16_t bits[kWidth];

@@ -3,6 +3,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "proto/optimizer_codec.h"
 #include "proto/storage_codec.h"
 
 namespace stowage::proto {
@@ -186,14 +187,8 @@ absl::StatusOr<JobSpec> DecodeJobSpec(const v1::JobSpec& message) {
   STOWAGE_RETURN_IF_ERROR(CheckJobName(message.name()));
   spec.name = message.name();
   STOWAGE_ASSIGN_OR_RETURN(spec.layout, DecodeLayoutSpec(message.layout()));
-  if (message.optimizer().kind() != v1::OPTIMIZER_KIND_ADAM) {
-    return Bad(absl::StrCat("optimizer: unknown kind ",
-                            static_cast<int>(message.optimizer().kind())));
-  }
-  spec.optimizer.kind = OptimizerKind::kAdam;
-  spec.optimizer.decoupled_weight_decay =
-      message.optimizer().decoupled_weight_decay();
-  spec.optimizer.bias_correction = message.optimizer().bias_correction();
+  STOWAGE_ASSIGN_OR_RETURN(spec.optimizer,
+                           DecodeOptimizerSpec(message.optimizer()));
   switch (message.durability()) {
     case v1::DURABILITY_MEMORY:
       spec.durability = Durability::kMemory;
@@ -216,12 +211,7 @@ void EncodeJobSpec(const JobSpec& spec, v1::JobSpec* message) {
   message->Clear();
   message->set_name(spec.name);
   EncodeLayoutSpec(spec.layout, message->mutable_layout());
-  v1::OptimizerSpec* optimizer = message->mutable_optimizer();
-  optimizer->set_kind(spec.optimizer.kind == OptimizerKind::kAdam
-                          ? v1::OPTIMIZER_KIND_ADAM
-                          : v1::OPTIMIZER_KIND_UNSPECIFIED);
-  optimizer->set_decoupled_weight_decay(spec.optimizer.decoupled_weight_decay);
-  optimizer->set_bias_correction(spec.optimizer.bias_correction);
+  EncodeOptimizerSpec(spec.optimizer, message->mutable_optimizer());
   message->set_durability(spec.durability == Durability::kPower
                               ? v1::DURABILITY_POWER
                               : v1::DURABILITY_MEMORY);
@@ -356,6 +346,10 @@ absl::StatusOr<JobInfo> DecodeJobInfo(const v1::JobInfo& message) {
   info.params_leased = message.params_leased();
   info.param_limit_bytes = message.param_limit_bytes();
   info.io = message.io();
+  STOWAGE_ASSIGN_OR_RETURN(info.trust_ratios,
+                           DecodeTrustRatios(message.trust_ratios()));
+  STOWAGE_ASSIGN_OR_RETURN(info.compression,
+                           DecodeCompression(message.compression()));
   return info;
 }
 
@@ -388,6 +382,12 @@ void EncodeJobInfo(const JobInfo& info, v1::JobInfo* message) {
   message->set_params_leased(info.params_leased);
   message->set_param_limit_bytes(info.param_limit_bytes);
   message->set_io(info.io);
+  if (info.trust_ratios.tensors > 0) {
+    EncodeTrustRatios(info.trust_ratios, message->mutable_trust_ratios());
+  }
+  if (info.compression.rounds > 0) {
+    EncodeCompression(info.compression, message->mutable_compression());
+  }
 }
 
 }  // namespace stowage::proto

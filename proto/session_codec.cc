@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "proto/job_codec.h"
+#include "proto/optimizer_codec.h"
 
 namespace stowage::proto {
 namespace {
@@ -347,6 +348,10 @@ absl::StatusOr<Verdict> DecodeVerdict(const v1::Verdict& message) {
   verdict.rank_wait_seconds.assign(message.rank_wait_seconds().begin(),
                                    message.rank_wait_seconds().end());
   verdict.disk_wait_seconds = message.disk_wait_seconds();
+  STOWAGE_ASSIGN_OR_RETURN(verdict.trust_ratios,
+                           DecodeTrustRatios(message.trust_ratios()));
+  STOWAGE_ASSIGN_OR_RETURN(verdict.compression,
+                           DecodeCompression(message.compression()));
   return verdict;
 }
 
@@ -361,6 +366,12 @@ void EncodeVerdict(const Verdict& verdict, v1::Verdict* message) {
   message->mutable_rank_wait_seconds()->Assign(
       verdict.rank_wait_seconds.begin(), verdict.rank_wait_seconds.end());
   message->set_disk_wait_seconds(verdict.disk_wait_seconds);
+  if (verdict.trust_ratios.tensors > 0) {
+    EncodeTrustRatios(verdict.trust_ratios, message->mutable_trust_ratios());
+  }
+  if (verdict.compression.rounds > 0) {
+    EncodeCompression(verdict.compression, message->mutable_compression());
+  }
 }
 
 absl::Status DecodeStateChunk(const v1::StateChunk& message,

@@ -13,6 +13,10 @@
 //     Release(window)
 //   Commit(record)            // or Abandon()
 //
+// An optimizer that has to read all of the state before it may change any
+// (Lamb) makes a *scan* first: BeginScan(order), windows as above in which
+// nothing is written and ChunkUpdated() not called, EndScan().
+//
 // A host store returns one window, the whole order, so the pass costs nothing.
 // A store on disk returns about a sub-group at a time: it reads ahead while the
 // caller computes and writes back after Release().
@@ -91,6 +95,12 @@ class StateStore {
   virtual absl::Status BeginUpdate(
       std::span<const std::int32_t> chunk_order) = 0;
 
+  // Starts a pass that changes nothing, over an order as BeginUpdate()'s. The
+  // span must stay valid until EndScan(), which ends it, also after an error.
+  virtual absl::Status BeginScan(std::span<const std::int32_t> chunk_order) = 0;
+  // Returns: the pass's first error; the state is that of committed() anyway.
+  virtual absl::Status EndScan() = 0;
+
   // The next resident part of the order; empty when the pass is through.
   // Windows may overlap in time up to what the store can keep resident; a store
   // that has no room waits for a Release().
@@ -113,7 +123,8 @@ class StateStore {
   // that core's cache: the place for checksums.
   virtual void ChunkUpdated(std::int64_t /*position*/) {}
 
-  // Hands a window back, in the order of acquisition; all of it was updated.
+  // Hands a window back, in the order of acquisition; all of it was updated, or
+  // in a scan none.
   virtual absl::Status Release(const UpdateWindow& window) = 0;
 
   // Ends the pass (all windows released), or, without one, a skipped step: from

@@ -264,6 +264,72 @@ void Chain(benchmark::State& state) {
   });
 }
 
+// The accesses of Lamb's two passes: 14 bytes read, then Adam's 28.
+void CeilingLambAccesses(benchmark::State& state) {
+  const MemoryCeiling& ceiling = BestMemoryCeiling();
+  std::barrier<> measured(kThreads);
+  Measure(state, 42, ceiling.isa, [&](int thread) {
+    ForEachChunk(thread, [&](std::int64_t at, std::int64_t elems) {
+      benchmark::DoNotOptimize(
+          ceiling.read(arena->slot0.data() + at * 2, elems * 2));
+      for (HugeBuffer* x : {&arena->master, &arena->moment1, &arena->moment2}) {
+        benchmark::DoNotOptimize(ceiling.read(x->data() + at * 4, elems * 4));
+      }
+    });
+    measured.arrive_and_wait();
+    ForEachChunk(thread, [&](std::int64_t at, std::int64_t elems) {
+      ceiling.adam_accesses(
+          {elems, arena->slot0.as<std::uint16_t>() + at, nullptr,
+           arena->master.as<float>() + at, arena->moment1.as<float>() + at,
+           arena->moment2.as<float>() + at,
+           arena->copy.as<std::uint16_t>() + at},
+          1.0F);
+    });
+  });
+}
+
+optim::AdamRange ChunkRange(std::int64_t at, std::int64_t elems) {
+  return {elems,
+          arena->master.as<float>() + at,
+          arena->moment1.as<float>() + at,
+          arena->moment2.as<float>() + at,
+          arena->copy.data() + at * 2,
+          Dtype::kBf16};
+}
+
+// One tensor of all elements: norms, ratio, update.
+template <bool kUpdate>
+void Lamb(benchmark::State& state) {
+  const optim::KernelSet& kernels = optim::BestKernels();
+  optim::LambHyperparameters h;
+  h.lr = 1e-6;
+  h.weight_decay = 0.01;
+  const optim::LambConstants constants = optim::MakeLambConstants(h, 10, 0.5);
+  std::barrier<> measured(kThreads);
+  std::array<optim::LambNorms, kThreads> norms = {};
+  Measure(state, kUpdate ? 42 : 14, IsaLabel(), [&](int thread) {
+    optim::LambNorms sum;
+    ForEachChunk(thread, [&](std::int64_t at, std::int64_t elems) {
+      const ChunkGradient<1> gradient(at);
+      const optim::LambNorms part = kernels.lamb_norms(
+          constants, gradient.source(), ChunkRange(at, elems));
+      sum.weight += part.weight;
+      sum.update += part.update;
+    });
+    norms[static_cast<std::size_t>(thread)] = sum;
+    measured.arrive_and_wait();
+    if (!kUpdate) return;
+    const double ratio = optim::LambTrustRatio(
+        constants,
+        {norms[0].weight + norms[1].weight, norms[0].update + norms[1].update});
+    const auto step = static_cast<float>(constants.step_size * ratio);
+    ForEachChunk(thread, [&](std::int64_t at, std::int64_t elems) {
+      const ChunkGradient<1> gradient(at);
+      kernels.lamb(constants, step, gradient.source(), ChunkRange(at, elems));
+    });
+  });
+}
+
 // A slot added to the fp32 sum: 10 bytes an element.
 void Accumulate(benchmark::State& state) {
   const optim::KernelSet& kernels = optim::BestKernels();
@@ -309,6 +375,9 @@ int main(int argc, char** argv) {
   Register("chain_1_slot", &Chain<1>);
   Register("chain_2_slots", &Chain<2>);
   Register("accumulate_1_slot", &Accumulate);
+  Register("ceiling_lamb_accesses_1_slot", &CeilingLambAccesses);
+  Register("lamb_1_slot", &Lamb<true>);
+  Register("lamb_norms_1_slot", &Lamb<false>);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

@@ -25,6 +25,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/dtype.h"
+#include "common/job_spec.h"
 #include "common/storage_spec.h"
 #include "engine/config/document.h"
 #include "engine/schedule/schedule.h"
@@ -100,6 +101,7 @@ enum class OptimizerType {
   kOneBitLamb
 };
 const char* OptimizerTypeName(OptimizerType type);
+bool IsOneBit(OptimizerType type);
 
 struct Optimizer {
   // kNone: the file has no `optimizer`; the trainer's own settings hold (lr and
@@ -296,6 +298,10 @@ std::string WhyNotSegments(const Config& config);
 // elements of one rank, the server those of a node: `local_ranks` times as
 // many.
 StorageSpec ToStorageSpec(const Config& config, std::int32_t local_ranks);
+
+// What the server, or a rank that keeps its own state, is told of the
+// optimizer.
+OptimizerSpec ToOptimizerSpec(const Optimizer& optimizer);
 
 // The resolution as a table for people, or as one JSON object.
 std::string ExplainText(const Resolution& resolution);

@@ -295,21 +295,21 @@ absl::Status CheckCombinations(const Settings& s, const Config& config) {
                    ": torch's Adam (torch_adam is true) has no such "
                    "parameter, it always corrects"));
   }
-  if (config.optimizer.type == OptimizerType::kLamb &&
-      config.fp16.loss_scale != 0) {
-    errors.Add(
-        Cat(s.Show("fp16.loss_scale"), ": Lamb needs a dynamic loss scale, 0"));
+  if (config.optimizer.min_coeff > config.optimizer.max_coeff) {
+    errors.Add(Cat(s.Show("optimizer.params.min_coeff"),
+                   " is above optimizer.params.max_coeff, ",
+                   config.optimizer.max_coeff));
   }
   if (config.optimizer.type == OptimizerType::kLamb && zero.stage > 0 &&
       !config.zero_allow_untested_optimizer) {
     errors.Add(Cat(s.Show("optimizer.type"), " with zero_optimization.stage ",
                    zero.stage, " needs zero_allow_untested_optimizer true"));
   }
-  if ((config.optimizer.type == OptimizerType::kOneBitAdam ||
-       config.optimizer.type == OptimizerType::kOneBitLamb) &&
-      zero.stage != 0) {
+  if (IsOneBit(config.optimizer.type) && zero.stage != 0) {
     errors.Add(Cat(s.Show("optimizer.type"),
-                   " needs zero_optimization.stage 0, which is ", zero.stage));
+                   " needs zero_optimization.stage 0, which is ", zero.stage,
+                   ": after the freeze each rank compresses its own momentum "
+                   "of the whole model, which no rank has with ZeRO"));
   }
   if (s.Int("aio.block_size") % 4096 != 0) {
     errors.Add(Cat(s.Show("aio.block_size"), ": expected a multiple of 4096"));

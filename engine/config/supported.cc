@@ -21,22 +21,21 @@ absl::Status CheckSupported(const Config& config) {
            "parameters live in the server with the optimizer's state; set "
            "offload_optimizer.device too");
   }
+  if (IsOneBit(config.optimizer.type)) {
+    refuse("optimizer.type",
+           Cat("\"", OptimizerTypeName(config.optimizer.type), "\""),
+           "its kernels are in the server and tested, but ranks do not hand "
+           "their own unreduced gradients to it yet");
+  }
+  if (config.optimizer.type == OptimizerType::kLamb &&
+      zero.offload_optimizer.device == OffloadDevice::kNone) {
+    refuse("optimizer.type", "\"Lamb\" with offload_optimizer.device \"none\"",
+           "trust ratios are made in the server; take \"cpu\" or \"nvme\"");
+  }
   if (zero.offload_optimizer.ratio < 1) {
     refuse("zero_optimization.offload_optimizer.ratio",
            Cat(zero.offload_optimizer.ratio),
            "the whole optimizer runs in the server; take 1.0");
-  }
-  switch (config.optimizer.type) {
-    case OptimizerType::kNone:
-    case OptimizerType::kAdam:
-    case OptimizerType::kAdamW:
-      break;
-    case OptimizerType::kLamb:
-    case OptimizerType::kOneBitAdam:
-    case OptimizerType::kOneBitLamb:
-      refuse("optimizer.type",
-             Cat("\"", OptimizerTypeName(config.optimizer.type), "\""),
-             "the server has kernels for Adam and AdamW");
   }
   const bool on_nvme = zero.offload_optimizer.device == OffloadDevice::kNvme ||
                        zero.offload_param.device == OffloadDevice::kNvme;

@@ -44,6 +44,13 @@ inline constexpr char kEventStepMs[] = "Train/Samples/elapsed_time_ms_step";
 // DeepSpeed wrote this one up to 0.18.2; we write it, x as for the others.
 inline constexpr char kEventTrainLoss[] = "Train/Samples/train_loss";
 inline constexpr char kEventGradNorm[] = "Train/Samples/grad_norm";
+// Lamb: over all tensors.
+inline constexpr char kEventTrustRatioMin[] = "Train/Samples/trust_ratio_min";
+inline constexpr char kEventTrustRatioMean[] = "Train/Samples/trust_ratio_mean";
+inline constexpr char kEventTrustRatioMax[] = "Train/Samples/trust_ratio_max";
+// 1-bit optimizers: what the last signs lost, as a share of norms.
+inline constexpr char kEventCompressionError[] =
+    "Train/Samples/compression_error";
 inline constexpr char kEventSkippedSteps[] = "Train/Samples/skipped_steps";
 inline constexpr char kEventSamples[] = "Train/Samples/samples";
 inline constexpr char kEventSamplesPerSecond[] =

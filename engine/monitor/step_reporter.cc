@@ -87,6 +87,17 @@ std::vector<Event> StepReporter::EventsOf(const StepFacts& facts,
       {kEventSkippedSteps, static_cast<double>(facts.skipped_steps), x, true},
       {kEventSamples, static_cast<double>(x), x, true},
       {kEventOptimizerExposedMs, times.step + facts.waits.params, x}};
+  // The verdict on this step knows these of the step before.
+  const std::int64_t before = x - config_.train_batch_size;
+  if (facts.compression.rounds > 0) {
+    events.push_back(
+        {kEventCompressionError, facts.compression.error, before});
+  }
+  if (const TrustRatios& ratios = facts.trust_ratios; ratios.tensors > 0) {
+    events.push_back({kEventTrustRatioMin, ratios.min, before});
+    events.push_back({kEventTrustRatioMean, ratios.mean, before});
+    events.push_back({kEventTrustRatioMax, ratios.max, before});
+  }
   if (config_.precision == Dtype::kFp16) {
     events.push_back(
         {kEventLossScale, facts.loss_scale, x, facts.loss_scale_integral});

@@ -19,6 +19,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/job_spec.h"
 #include "engine/config/config.h"
 #include "engine/monitor/monitor.h"
 #include "engine/monitor/step_log.h"
@@ -62,6 +63,8 @@ struct StepFacts {
   std::int64_t global_samples = 0;  // so far, skipped steps included
   double loss = 0;
   double gradient_norm = 0;
+  TrustRatios trust_ratios;  // of the step before; none: not Lamb
+  Compression compression;   // likewise; none: not a 1-bit optimizer
   // After the schedule's step, by parameter group; never empty.
   std::vector<double> lrs;
   std::vector<schedule::Betas> betas;

@@ -72,6 +72,10 @@ std::string DescribeNeed(const MemoryNeed& need, bool job_part, bool run_part) {
   if (job_part) {
     absl::StrAppend(&text, "optimizer state ", HumanBytes(need.state_bytes),
                     ", parameters ", HumanBytes(need.param_bytes));
+    if (need.one_bit_bytes > 0) {
+      absl::StrAppend(&text, ", errors of the ranks' signs ",
+                      HumanBytes(need.one_bit_bytes));
+    }
   }
   if (run_part) {
     absl::StrAppend(&text, text.empty() ? "" : ", ", "gradient slots ",
@@ -97,10 +101,17 @@ absl::Status CheckJobSpec(const JobSpec& job) {
           "job name: only letters, digits, '.', '_' and '-' are allowed");
     }
   }
-  if (job.optimizer.kind != OptimizerKind::kAdam) {
+  if (job.optimizer.kind < OptimizerKind::kAdam ||
+      job.optimizer.kind > OptimizerKind::kOneBitLamb) {
     return absl::InvalidArgumentError(
         absl::StrCat("job \"", job.name, "\": unknown optimizer kind ",
                      static_cast<int>(job.optimizer.kind)));
+  }
+  if (job.optimizer.one_bit() && job.storage.on_nvme()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "job \"", job.name,
+        "\": 1-bit optimizers keep their state in memory; place optimizer and "
+        "parameters there"));
   }
   if (job.durability != Durability::kMemory &&
       job.durability != Durability::kPower) {

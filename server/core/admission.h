@@ -38,7 +38,10 @@ struct MemoryNeed {
   std::int64_t param_bytes = 0;     // parameter segment
   std::int64_t gradient_bytes = 0;  // gradient segments of all local ranks
   std::int64_t sum_bytes = 0;       // fp32 sums; ring slots only
-  std::int64_t job_bytes() const { return state_bytes + param_bytes; }
+  std::int64_t one_bit_bytes = 0;   // errors and more of 1-bit optimizers
+  std::int64_t job_bytes() const {
+    return state_bytes + param_bytes + one_bit_bytes;
+  }
   std::int64_t run_bytes() const { return gradient_bytes + sum_bytes; }
 };
 MemoryNeed NeedOf(const Layout& layout, const RunSpec& run,

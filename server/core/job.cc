@@ -152,6 +152,8 @@ JobInfo Job::Info() const {
   info.units_landed = units_landed_;
   info.landing_seconds = landing_seconds_;
   info.apply_seconds = apply_seconds_;
+  info.trust_ratios = trust_ratios_;
+  info.compression = compression_;
   if (spec_.storage.on_nvme()) {
     info.nvme_paths = spec_.storage.nvme_paths;
     info.durability =
@@ -396,6 +398,8 @@ void Job::Judge(Calls* calls) {
                                 : run.nonfinite.begin()->second;
   }
   verdict->rank_scalars = std::move(run.scalars);
+  verdict->trust_ratios = trust_ratios_;
+  verdict->compression = compression_;
   run.scalars.assign(run.sessions.size(), {});
   const auto last =
       *std::max_element(run.prepared_at.begin(), run.prepared_at.end());
@@ -657,6 +661,8 @@ void Job::RunApply() {
     apply_seconds_ += SecondsSince(begin);
     if (record.ok()) {
       committed_ = *std::move(record);
+      trust_ratios_ = update_->trust_ratios();
+      compression_ = update_->compression();
     } else {
       const auto status = absl::Status(
           record.status().code(),

@@ -250,7 +250,8 @@ class Job {
       REQUIRES(mutex_);
   absl::StatusOr<std::unique_ptr<Run>> MakeRun(const RunSpec& run,
                                                const StorageSpec& storage);
-  absl::Status AllocateJob(storage::MemoryReservation reservation,
+  absl::Status AllocateJob(const RunSpec& run,
+                           storage::MemoryReservation reservation,
                            const MemoryPlan& plan);
 
   // The store on NVMe (job_storage.cc); all by the busy one.
@@ -353,6 +354,8 @@ class Job {
   std::int64_t units_landed_ GUARDED_BY(mutex_) = 0;
   double landing_seconds_ GUARDED_BY(mutex_) = 0;
   double apply_seconds_ GUARDED_BY(mutex_) = 0;
+  TrustRatios trust_ratios_ GUARDED_BY(mutex_);
+  Compression compression_ GUARDED_BY(mutex_);
 
   // Made by the first attach, freed by Shutdown(). Owned by the busy one;
   // readers under mutex_ may use them while no apply is pending.

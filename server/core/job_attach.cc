@@ -23,6 +23,41 @@ constexpr std::int64_t kCoverageRangesMax = 65536;
 // The largest magnitude that rounds to a finite fp16.
 constexpr float kFp16RoundsToInfinity = 65520.0F;
 
+// Empty if both are the same.
+std::string OptimizerDifference(const OptimizerSpec& ours,
+                                const OptimizerSpec& theirs) {
+  if (ours.kind != theirs.kind) return "optimizer";
+  if (ours.decoupled_weight_decay != theirs.decoupled_weight_decay) {
+    return absl::StrCat(
+        "optimizer: ", ours.decoupled_weight_decay ? "AdamW" : "Adam",
+        ", the job has ", theirs.decoupled_weight_decay ? "AdamW" : "Adam");
+  }
+  if (ours.bias_correction != theirs.bias_correction) {
+    return absl::StrCat(
+        "optimizer: bias correction is ", ours.bias_correction ? "on" : "off",
+        ", the job has it ", theirs.bias_correction ? "on" : "off");
+  }
+  if (ours.max_coeff != theirs.max_coeff ||
+      ours.min_coeff != theirs.min_coeff) {
+    return absl::StrCat("optimizer: trust ratios within [", ours.min_coeff,
+                        ", ", ours.max_coeff, "], the job's within [",
+                        theirs.min_coeff, ", ", theirs.max_coeff, "]");
+  }
+  if (ours.eps_inside_sqrt != theirs.eps_inside_sqrt) {
+    return absl::StrCat("optimizer: eps is ",
+                        ours.eps_inside_sqrt ? "inside" : "outside",
+                        " the root, the job has it ",
+                        theirs.eps_inside_sqrt ? "inside" : "outside");
+  }
+  if (ours.freeze_step != theirs.freeze_step) {
+    return absl::StrCat("optimizer: freeze step ", ours.freeze_step,
+                        ", the job's is ", theirs.freeze_step);
+  }
+  return ours == theirs ? ""
+                        : "optimizer: coeff_beta, factor_max, factor_min or "
+                          "factor_threshold";
+}
+
 }  // namespace
 
 absl::Status Job::CheckSpec(const JobSpec& job) const {
@@ -34,18 +69,10 @@ absl::Status Job::CheckSpec(const JobSpec& job) const {
       !layout.empty()) {
     return differs(absl::StrCat("layout: ", layout));
   }
-  const OptimizerSpec& ours = job.optimizer;
-  const OptimizerSpec& theirs = spec_.optimizer;
-  if (ours.kind != theirs.kind) return differs("optimizer");
-  if (ours.decoupled_weight_decay != theirs.decoupled_weight_decay) {
-    return differs(absl::StrCat(
-        "optimizer: ", ours.decoupled_weight_decay ? "AdamW" : "Adam",
-        ", the job has ", theirs.decoupled_weight_decay ? "AdamW" : "Adam"));
-  }
-  if (ours.bias_correction != theirs.bias_correction) {
-    return differs(absl::StrCat(
-        "optimizer: bias correction is ", ours.bias_correction ? "on" : "off",
-        ", the job has it ", theirs.bias_correction ? "on" : "off"));
+  if (const std::string optimizer =
+          OptimizerDifference(job.optimizer, spec_.optimizer);
+      !optimizer.empty()) {
+    return differs(optimizer);
   }
   if (job.durability != spec_.durability) return differs("durability");
   const StorageSpec& asked = job.storage;
@@ -123,7 +150,7 @@ absl::StatusOr<std::shared_ptr<SessionState>> Job::Attach(
   run_ = *std::move(made);
   epoch_ = run_->epoch;
   run_->step = committed_.step;
-  state_bytes_ = store_->pinned_bytes();
+  state_bytes_ = store_->pinned_bytes() + plan_.need.one_bit_bytes;
   param_bytes_ = params_->bytes();
   // A run that never finished its initialization left nothing that counts.
   if (!initialized_) {

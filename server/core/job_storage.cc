@@ -69,6 +69,13 @@ absl::StatusOr<std::unique_ptr<Job::Run>> Job::MakeRun(
   }
   const MemoryNeed& need = plan.need;
   const bool whole_job = store_ == nullptr;
+  if (const std::int32_t ranks = whole_job ? 0 : update_->fixed_ranks();
+      ranks > 0 && ranks != run.local_ranks) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("job \"", spec_.name, "\": ", run.local_ranks,
+                     " ranks; its 1-bit optimizer keeps the errors of ", ranks,
+                     " ranks, start as many"));
+  }
   STOWAGE_ASSIGN_OR_RETURN(
       storage::MemoryReservation reservation,
       services_->budget->Reserve(
@@ -77,7 +84,7 @@ absl::StatusOr<std::unique_ptr<Job::Run>> Job::MakeRun(
                        DescribeNeed(need, whole_job, true), ")")));
   if (whole_job) {
     STOWAGE_RETURN_IF_ERROR(
-        AllocateJob(reservation.Split(need.job_bytes()), plan));
+        AllocateJob(run, reservation.Split(need.job_bytes()), plan));
   }
   plan_ = plan;
   if (nvme_ != nullptr && !plan.params_leased && payloads_current_) {
@@ -129,15 +136,16 @@ absl::StatusOr<MemoryPlan> Job::Plan(const RunSpec& run,
   return plan;
 }
 
-absl::Status Job::AllocateJob(storage::MemoryReservation reservation,
+absl::Status Job::AllocateJob(const RunSpec& run,
+                              storage::MemoryReservation reservation,
                               const MemoryPlan& plan) {
   // The segment first: a full tmpfs shows at once, memory takes a while.
   STOWAGE_ASSIGN_OR_RETURN(
       std::unique_ptr<ParamSegment> params,
-      ParamSegment::Create(
-          layout_, id_, *services_->folder, LocksMemory(), services_->budget,
-          reservation.Split(reservation.bytes() - plan.need.state_bytes),
-          plan.params_leased));
+      ParamSegment::Create(layout_, id_, *services_->folder, LocksMemory(),
+                           services_->budget,
+                           reservation.Split(plan.need.param_bytes),
+                           plan.params_leased));
   std::vector<std::int32_t> first;
   {
     MutexLock lock(mutex_);
@@ -145,8 +153,14 @@ absl::Status Job::AllocateJob(storage::MemoryReservation reservation,
   }
   STOWAGE_ASSIGN_OR_RETURN(std::shared_ptr<const UpdateOrder> order,
                            UpdateOrder::Create(layout_, first));
+  std::unique_ptr<OneBitUpdate> one_bit;
+  if (spec_.optimizer.one_bit()) {
+    one_bit = std::make_unique<OneBitUpdate>(
+        layout_, spec_.optimizer, run.local_ranks,
+        reservation.Split(plan.need.one_bit_bytes));
+  }
   STOWAGE_RETURN_IF_ERROR(OpenStore(plan, std::move(reservation)));
-  update_ = std::make_unique<StepUpdate>(layout_);
+  update_ = std::make_unique<StepUpdate>(layout_, std::move(one_bit));
   partials_.assign(layout_.chunks().size(), 0.0);
   params_ = std::move(params);
   plan_ = plan;

@@ -6,6 +6,7 @@
 #include "common/bytes.h"
 #include "common/segment_format.h"
 #include "common/status_macros.h"
+#include "server/core/onebit_update.h"
 #include "storage/host/pinned_arena.h"
 
 namespace stowage::core {
@@ -174,6 +175,34 @@ bool Divide(const Layout& layout, const JobSpec& job, const Sizes& sizes,
   return true;
 }
 
+// What optimizers that look at whole tensors, or at each rank's own gradients,
+// ask of a run.
+absl::Status CheckOptimizerRun(const JobSpec& job, const RunSpec& run,
+                               const SlotPlan& slots) {
+  if (job.optimizer.kind == OptimizerKind::kAdam) return absl::OkStatus();
+  if (run.world_size != run.local_ranks) {
+    return absl::UnimplementedError(absl::StrCat(
+        "job \"", job.name, "\": ", run.local_ranks, " of ", run.world_size,
+        " ranks are on this node; the server makes trust ratios and signs for "
+        "ranks that are all its own"));
+  }
+  if (job.optimizer.one_bit() && run.shards) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "job \"", job.name,
+        "\": the ranks reduce their gradients among themselves; a 1-bit "
+        "optimizer compresses each rank's own"));
+  }
+  if (job.optimizer.one_bit() && slots.ring) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "job \"", job.name, "\": ", run.local_ranks, " ranks x ",
+        run.micro_steps,
+        " micro steps; a 1-bit optimizer keeps all of a step's gradients, at "
+        "most ",
+        kKeptSlotsLimit));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<MemoryPlan> PlanMemory(const Layout& layout, const JobSpec& job,
@@ -181,8 +210,15 @@ absl::StatusOr<MemoryPlan> PlanMemory(const Layout& layout, const JobSpec& job,
                                       std::int32_t kept_slots_max,
                                       const storage::NvmeStoreInfo* found) {
   MemoryPlan plan;
-  plan.slots = PlanSlots(run, kept_slots_max);
+  const bool one_bit = job.optimizer.one_bit();
+  // A sum would mix what each rank has to compress for itself.
+  plan.slots = PlanSlots(run, one_bit ? kKeptSlotsLimit : kept_slots_max);
+  STOWAGE_RETURN_IF_ERROR(CheckOptimizerRun(job, run, plan.slots));
   plan.need = NeedOf(layout, run, plan.slots);
+  if (one_bit) {
+    plan.need.one_bit_bytes =
+        OneBitUpdate::Bytes(layout, job.optimizer, run.local_ranks);
+  }
   const std::int64_t budget = job.storage.memory_budget_bytes;
   if (!job.storage.on_nvme()) {
     const std::int64_t all =

@@ -48,7 +48,9 @@ struct MemoryPlan {
 
 // Requires: `job` passed CheckJobSpec(), `run` CheckRunSpec(). `found`: of the
 // job's store, if there is one already; what is fixed there stays.
-// Errors: kResourceExhausted with the budget and the least that would do.
+// Errors: kResourceExhausted with the budget and the least that would do;
+//   kInvalidArgument or kUnimplemented for a run that the job's optimizer
+//   cannot have.
 absl::StatusOr<MemoryPlan> PlanMemory(
     const Layout& layout, const JobSpec& job, const RunSpec& run,
     std::int32_t kept_slots_max, const storage::NvmeStoreInfo* found = nullptr);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/memory/memory.h"
+#include "common/check.h"
 #include "common/segment_format.h"
 #include "common/status_macros.h"
 
@@ -109,6 +110,22 @@ optim::GradientSource RunGradients::StepSource(const StepGradients& gradients,
   }
   source.slots = std::span<const void* const>(pointers.data(), used);
   return source;
+}
+
+optim::GradientSource RunGradients::RankSource(const StepGradients& gradients,
+                                               const Layout::Chunk& chunk,
+                                               std::int32_t rank,
+                                               SlotPointers& pointers) const {
+  STOWAGE_CHECK(!plan_.ring);
+  std::size_t used = 0;
+  for (std::int32_t micro = 0; micro < plan_.slots_per_rank; ++micro) {
+    if (gradients.empty[gradients.EmptyIndex(chunk.unit_index, micro, rank)] ==
+        0) {
+      pointers[used++] = slot(rank, micro, chunk);
+    }
+  }
+  return {std::span<const void* const>(pointers.data(), used),
+          layout_.param_dtype(), nullptr};
 }
 
 std::span<const void* const> RunGradients::MicroSlots(

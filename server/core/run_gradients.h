@@ -65,6 +65,12 @@ class RunGradients {
                                    const Layout::Chunk& chunk,
                                    SlotPointers& pointers) const;
 
+  // Kept slots: the same of one rank's micro-batches alone.
+  optim::GradientSource RankSource(const StepGradients& gradients,
+                                   const Layout::Chunk& chunk,
+                                   std::int32_t rank,
+                                   SlotPointers& pointers) const;
+
   // Ring: the ranks' slots of the micro step that is landing, in rank order.
   std::span<const void* const> MicroSlots(const StepGradients& gradients,
                                           const Layout::Chunk& chunk,

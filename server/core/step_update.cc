@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/cache_size.h"
+#include "common/check.h"
 #include "common/crash_point.h"
 #include "common/status_macros.h"
 #include "server/core/memory_plan.h"
@@ -52,6 +53,35 @@ absl::Status Abandon(storage::StateStore& store, const absl::Status& status) {
       absl::StrCat(status.message(), "; ", abandoned.message()));
 }
 
+optim::ChunkState StateAt(const StepUpdateContext& context,
+                          std::int64_t position) {
+  const storage::StateView view = context.store.View(position);
+  return {view.master, view.moment1, view.moment2};
+}
+
+struct UnitPart {
+  std::int32_t unit = 0;
+  std::int32_t next = -1;  // the unit after it in the window, or -1
+};
+
+// Extends `part` to the end of the unit that it begins with, within `window`.
+UnitPart NextUnitPart(const StepUpdateContext& context,
+                      const storage::UpdateWindow& window,
+                      storage::UpdateWindow* part) {
+  const auto unit_at = [&](std::int64_t position) {
+    return context.layout
+        .chunks()[static_cast<std::size_t>(
+            context.order.chunks()[static_cast<std::size_t>(position)])]
+        .unit_index;
+  };
+  UnitPart result{.unit = unit_at(part->begin)};
+  while (part->end < window.end && unit_at(part->end) == result.unit) {
+    ++part->end;
+  }
+  if (part->end < window.end) result.next = unit_at(part->end);
+  return result;
+}
+
 }  // namespace
 
 absl::Status CheckSegments(const ParamSegment& params,
@@ -78,11 +108,18 @@ std::int64_t PassBytes(const Layout& layout) {
 
 }  // namespace
 
-StepUpdate::StepUpdate(const Layout& layout)
+StepUpdate::StepUpdate(const Layout& layout,
+                       std::unique_ptr<OneBitUpdate> one_bit)
     : copy_stays_cached_(FitsLastLevelCache(PassBytes(layout))),
       constants_(static_cast<std::size_t>(layout.group_count())),
       chunks_left_(std::make_unique<std::atomic<std::int32_t>[]>(
-          static_cast<std::size_t>(layout.unit_count()))) {}
+          static_cast<std::size_t>(layout.unit_count()))),
+      one_bit_(std::move(one_bit)) {}
+
+TrustRatios StepUpdate::trust_ratios() const {
+  if (one_bit_ != nullptr) return one_bit_->trust_ratios();
+  return lamb_ == nullptr ? TrustRatios{} : lamb_->summary();
+}
 
 void StepUpdate::Publish(const StepUpdateContext& context, std::int32_t unit,
                          std::int64_t step) {
@@ -122,21 +159,98 @@ absl::StatusOr<storage::CommitRecord> StepUpdate::Run(
   return record;
 }
 
-absl::Status StepUpdate::Update(const StepUpdateContext& context,
-                                const ApplyArgs& args, std::int64_t t,
-                                ComputeTeam& team) {
+void StepUpdate::MakeConstants(const StepUpdateContext& context,
+                               const ApplyArgs& args, std::int64_t t) {
+  const OptimizerSpec& optimizer = context.optimizer;
+  const bool is_lamb = optimizer.kind == OptimizerKind::kLamb;
+  std::vector<optim::LambConstants> lamb(is_lamb ? constants_.size() : 0);
   for (std::size_t g = 0; g < constants_.size(); ++g) {
     if (context.layout.spec().groups[g].frozen) continue;
     const GroupStep& group = args.groups[g];
+    if (is_lamb) {
+      lamb[g] = optim::MakeLambConstants(
+          {.lr = group.lr,
+           .beta1 = group.beta1,
+           .beta2 = group.beta2,
+           .eps = group.eps,
+           .weight_decay = group.weight_decay,
+           .max_coeff = optimizer.max_coeff,
+           .min_coeff = optimizer.min_coeff,
+           .eps_inside_sqrt = optimizer.eps_inside_sqrt,
+           .bias_correction = optimizer.bias_correction},
+          t, args.gradient_factor);
+      continue;
+    }
     constants_[g] = optim::MakeAdamConstants(
         {.lr = group.lr,
          .beta1 = group.beta1,
          .beta2 = group.beta2,
          .eps = group.eps,
          .weight_decay = group.weight_decay,
-         .decoupled_weight_decay = context.optimizer.decoupled_weight_decay,
-         .bias_correction = context.optimizer.bias_correction},
+         .decoupled_weight_decay = optimizer.decoupled_weight_decay,
+         .bias_correction = optimizer.bias_correction},
         t, args.gradient_factor);
+  }
+  if (!is_lamb) return;
+  if (lamb_ == nullptr) {
+    lamb_ = std::make_unique<optim::TrustRatioUpdate>(context.layout,
+                                                      context.layout.chunks());
+  }
+  lamb_->BeginStep(lamb);
+}
+
+absl::Status StepUpdate::FindTrustRatios(const StepUpdateContext& context,
+                                         ComputeTeam& team) {
+  STOWAGE_RETURN_IF_ERROR(context.store.BeginScan(context.order.chunks()));
+  absl::Status status;
+  while (status.ok()) {
+    const absl::StatusOr<storage::UpdateWindow> window =
+        context.store.AcquireNext();
+    status = window.status();
+    if (!status.ok() || window->empty()) break;
+    status = MeasureWindow(context, *window, team);
+    if (status.ok()) status = context.store.Release(*window);
+  }
+  status.Update(context.store.EndScan());
+  status.Update(CheckSegments(context.params, context.run));
+  if (status.ok()) status = lamb_->Combine(context.reduce_norms);
+  return status;
+}
+
+// Sums on NVMe are brought in unit by unit.
+absl::Status StepUpdate::MeasureWindow(const StepUpdateContext& context,
+                                       const storage::UpdateWindow& window,
+                                       ComputeTeam& team) {
+  const ChunkWork measure = [&](std::int64_t position) {
+    const std::int32_t chunk =
+        context.order.chunks()[static_cast<std::size_t>(position)];
+    RunGradients::SlotPointers pointers;
+    lamb_->Measure(
+        context.kernels, chunk,
+        context.run.StepSource(
+            context.gradients,
+            context.layout.chunks()[static_cast<std::size_t>(chunk)], pointers),
+        StateAt(context, position));
+  };
+  if (context.run.spill() == nullptr) {
+    return ForChunks(context, window, team, measure);
+  }
+  for (storage::UpdateWindow part{window.begin, window.begin};
+       part.begin < window.end; part.begin = part.end) {
+    const UnitPart next = NextUnitPart(context, window, &part);
+    STOWAGE_RETURN_IF_ERROR(BringSumIn(context, next.unit, next.next));
+    STOWAGE_RETURN_IF_ERROR(ForChunks(context, part, team, measure));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StepUpdate::Update(const StepUpdateContext& context,
+                                const ApplyArgs& args, std::int64_t t,
+                                ComputeTeam& team) {
+  if (one_bit_ != nullptr) return UpdateOneBit(context, args, t, team);
+  MakeConstants(context, args, t);
+  if (context.optimizer.kind == OptimizerKind::kLamb) {
+    STOWAGE_RETURN_IF_ERROR(FindTrustRatios(context, team));
   }
   for (std::int32_t u = 0; u < context.layout.unit_count(); ++u) {
     chunks_left_[static_cast<std::size_t>(u)].store(
@@ -162,15 +276,44 @@ absl::Status StepUpdate::Update(const StepUpdateContext& context,
   }
 }
 
-// All chunks of a part of a window at once.
-absl::Status StepUpdate::UpdatePart(const StepUpdateContext& context,
-                                    const storage::UpdateWindow& part,
-                                    std::int64_t step, ComputeTeam& team) {
+// Whole tensors at once; state and sums lie in memory (CheckJobSpec()).
+absl::Status StepUpdate::UpdateOneBit(const StepUpdateContext& context,
+                                      const ApplyArgs& args, std::int64_t t,
+                                      ComputeTeam& team) {
+  const std::vector<std::int32_t>& order = context.order.chunks();
+  STOWAGE_RETURN_IF_ERROR(context.store.BeginUpdate(order));
+  const absl::StatusOr<storage::UpdateWindow> window =
+      context.store.AcquireNext();
+  absl::Status status = window.status();
+  if (status.ok()) {
+    STOWAGE_CHECK(window->end == static_cast<std::int64_t>(order.size()));
+    one_bit_->Step({.kernels = context.kernels,
+                    .params = context.params,
+                    .run = context.run,
+                    .gradients = context.gradients},
+                   context.store, order, args, t, team);
+    status = context.store.Release(*window);
+  }
+  if (status.ok()) status = CheckSegments(context.params, context.run);
+  if (!status.ok()) return Abandon(context.store, status);
+  for (const std::int32_t unit : context.order.units()) {
+    if (context.layout.units()[static_cast<std::size_t>(unit)].trainable_elems >
+        0) {
+      Publish(context, unit, args.step + 1);
+    }
+  }
+  return absl::OkStatus();
+}
+
+// All chunks of a part of a window at once, each checked before its work.
+absl::Status StepUpdate::ForChunks(const StepUpdateContext& context,
+                                   const storage::UpdateWindow& part,
+                                   ComputeTeam& team, const ChunkWork& work) {
   team.ParallelFor(part.end - part.begin, [&](std::int64_t index) {
     const std::int64_t position = part.begin + index;
     if (absl::Status verified = context.store.VerifyChunk(position);
         verified.ok()) {
-      UpdateChunk(context, position, step);
+      work(position);
     } else {
       MutexLock lock(mutex_);
       unverified_.Update(std::move(verified));
@@ -180,22 +323,21 @@ absl::Status StepUpdate::UpdatePart(const StepUpdateContext& context,
   return std::exchange(unverified_, absl::OkStatus());
 }
 
+absl::Status StepUpdate::UpdatePart(const StepUpdateContext& context,
+                                    const storage::UpdateWindow& part,
+                                    std::int64_t step, ComputeTeam& team) {
+  return ForChunks(context, part, team, [&](std::int64_t position) {
+    UpdateChunk(context, position, step);
+  });
+}
+
 // The window unit by unit; one that goes on in the next window stays open.
 absl::Status StepUpdate::UpdateUnits(const StepUpdateContext& context,
                                      const storage::UpdateWindow& window,
                                      std::int64_t step, ComputeTeam& team) {
-  const auto unit_at = [&](std::int64_t position) {
-    return context.layout
-        .chunks()[static_cast<std::size_t>(
-            context.order.chunks()[static_cast<std::size_t>(position)])]
-        .unit_index;
-  };
   for (storage::UpdateWindow part{window.begin, window.begin};
        part.begin < window.end; part.begin = part.end) {
-    const std::int32_t unit = unit_at(part.begin);
-    while (part.end < window.end && unit_at(part.end) == unit) ++part.end;
-    const std::int32_t next =
-        part.end < window.end ? unit_at(part.end) : std::int32_t{-1};
+    const auto [unit, next] = NextUnitPart(context, window, &part);
     STOWAGE_RETURN_IF_ERROR(BringIn(context, unit, next));
     STOWAGE_RETURN_IF_ERROR(UpdatePart(context, part, step, team));
     if (chunks_left_[static_cast<std::size_t>(unit)].load() > 0) continue;
@@ -210,9 +352,9 @@ absl::Status StepUpdate::UpdateUnits(const StepUpdateContext& context,
   return absl::OkStatus();
 }
 
-// What an update of `unit` needs in memory; `next` (or -1) is begun.
-absl::Status StepUpdate::BringIn(const StepUpdateContext& context,
-                                 std::int32_t unit, std::int32_t next) {
+// The unit's sum, if sums lie on NVMe; that of `next` (or -1) is begun.
+absl::Status StepUpdate::BringSumIn(const StepUpdateContext& context,
+                                    std::int32_t unit, std::int32_t next) {
   const auto started = [&](std::int32_t u) {
     return context.gradients.sum_started[static_cast<std::size_t>(u)] != 0;
   };
@@ -222,6 +364,13 @@ absl::Status StepUpdate::BringIn(const StepUpdateContext& context,
       STOWAGE_RETURN_IF_ERROR(spill->ReadAhead(next));
     }
   }
+  return absl::OkStatus();
+}
+
+// What an update of `unit` needs in memory; `next` (or -1) is begun.
+absl::Status StepUpdate::BringIn(const StepUpdateContext& context,
+                                 std::int32_t unit, std::int32_t next) {
+  STOWAGE_RETURN_IF_ERROR(BringSumIn(context, unit, next));
   if (context.residency == nullptr) return absl::OkStatus();
   // Frozen values are no part of the update: they have to be there.
   return context.residency->BeginWrite(
@@ -242,20 +391,29 @@ void StepUpdate::Unchanged(const StepUpdateContext& context, std::int32_t unit,
 
 void StepUpdate::UpdateChunk(const StepUpdateContext& context,
                              std::int64_t position, std::int64_t step) {
-  const Layout::Chunk& chunk = context.layout.chunks()[static_cast<std::size_t>(
-      context.order.chunks()[static_cast<std::size_t>(position)])];
+  const std::int32_t index =
+      context.order.chunks()[static_cast<std::size_t>(position)];
+  const Layout::Chunk& chunk =
+      context.layout.chunks()[static_cast<std::size_t>(index)];
   const storage::StateView view = context.store.View(position);
   RunGradients::SlotPointers pointers;
-  context.kernels.adam(
-      constants_[static_cast<std::size_t>(chunk.group_index)],
-      context.run.StepSource(context.gradients, chunk, pointers),
-      {.elems = chunk.elems,
-       .master = view.master,
-       .moment1 = view.moment1,
-       .moment2 = view.moment2,
-       .copy = context.params.param(chunk.unit_index, chunk.begin_elems),
-       .copy_dtype = context.layout.param_dtype(),
-       .copy_stays_cached = copy_stays_cached_});
+  const optim::GradientSource gradient =
+      context.run.StepSource(context.gradients, chunk, pointers);
+  void* const copy = context.params.param(chunk.unit_index, chunk.begin_elems);
+  if (context.optimizer.kind == OptimizerKind::kLamb) {
+    lamb_->Update(context.kernels, index, gradient,
+                  {view.master, view.moment1, view.moment2}, copy);
+  } else {
+    context.kernels.adam(
+        constants_[static_cast<std::size_t>(chunk.group_index)], gradient,
+        {.elems = chunk.elems,
+         .master = view.master,
+         .moment1 = view.moment1,
+         .moment2 = view.moment2,
+         .copy = copy,
+         .copy_dtype = context.layout.param_dtype(),
+         .copy_stays_cached = copy_stays_cached_});
+  }
   context.store.ChunkUpdated(position);
   if (chunks_left_[static_cast<std::size_t>(chunk.unit_index)].fetch_sub(
           1, std::memory_order_acq_rel) == 1) {

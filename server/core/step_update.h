@@ -1,5 +1,7 @@
 // Applying a step: the optimizer over all chunks in the order of the next
 // forward, publishing each unit's version as soon as its last chunk is done.
+// Lamb scans the state once before, for the trust ratios (optim/trust_ratio.h):
+// until all are known nothing has changed.
 
 #pragma once
 
@@ -16,7 +18,9 @@
 #include "common/layout.h"
 #include "common/mutex.h"
 #include "optim/kernels.h"
+#include "optim/trust_ratio.h"
 #include "server/core/compute_team.h"
+#include "server/core/onebit_update.h"
 #include "server/core/param_residency.h"
 #include "server/core/param_segment.h"
 #include "server/core/run_gradients.h"
@@ -56,13 +60,17 @@ struct StepUpdateContext {
   // pages first and to those who wait for it afterwards. Null: in memory.
   ParamResidency* residency = nullptr;
   std::function<void(const std::vector<LeaseGrant>&)> deliver;
+  // Lamb on several nodes that share each tensor; empty: this node has it all.
+  optim::NormReduction reduce_norms = nullptr;
 };
 
 // Reused from step to step, so that a step allocates nothing per unit.
 // Thread safety: externally synchronized.
 class StepUpdate {
  public:
-  explicit StepUpdate(const Layout& layout);
+  // `one_bit`: of a job with a 1-bit optimizer, else null.
+  explicit StepUpdate(const Layout& layout,
+                      std::unique_ptr<OneBitUpdate> one_bit = nullptr);
 
   // Runs `args` as the step after `from` and commits it in the store. Returns
   // the record that is now committed.
@@ -76,9 +84,35 @@ class StepUpdate {
                                             const ApplyArgs& args,
                                             ComputeTeam& team, bool* touched);
 
+  // Of the last step that was applied; of none if the optimizer has none.
+  TrustRatios trust_ratios() const;
+  Compression compression() const {
+    return one_bit_ == nullptr ? Compression{} : one_bit_->compression();
+  }
+  // The number of ranks that the state is made for; 0: any.
+  std::int32_t fixed_ranks() const {
+    return one_bit_ == nullptr ? 0 : one_bit_->ranks();
+  }
+
  private:
+  using ChunkWork = std::function<void(std::int64_t position)>;
+  void MakeConstants(const StepUpdateContext& context, const ApplyArgs& args,
+                     std::int64_t t);
+  absl::Status FindTrustRatios(const StepUpdateContext& context,
+                               ComputeTeam& team);
+  absl::Status MeasureWindow(const StepUpdateContext& context,
+                             const storage::UpdateWindow& window,
+                             ComputeTeam& team);
+  absl::Status ForChunks(const StepUpdateContext& context,
+                         const storage::UpdateWindow& part, ComputeTeam& team,
+                         const ChunkWork& work);
+  static absl::Status BringSumIn(const StepUpdateContext& context,
+                                 std::int32_t unit, std::int32_t next);
   absl::Status Update(const StepUpdateContext& context, const ApplyArgs& args,
                       std::int64_t t, ComputeTeam& team);
+  absl::Status UpdateOneBit(const StepUpdateContext& context,
+                            const ApplyArgs& args, std::int64_t t,
+                            ComputeTeam& team);
   absl::Status UpdatePart(const StepUpdateContext& context,
                           const storage::UpdateWindow& part, std::int64_t step,
                           ComputeTeam& team);
@@ -97,6 +131,9 @@ class StepUpdate {
   const bool copy_stays_cached_;                              // of all units
   std::vector<optim::AdamConstants> constants_;               // by group
   std::unique_ptr<std::atomic<std::int32_t>[]> chunks_left_;  // by unit
+  const std::unique_ptr<OneBitUpdate> one_bit_;
+  std::unique_ptr<optim::TrustRatioUpdate>
+      lamb_;  // made by the first Lamb step
 
   Mutex mutex_;
   absl::Status unverified_ GUARDED_BY(mutex_);  // the first, of a window

@@ -126,6 +126,18 @@ absl::Status HostStore::BeginUpdate(std::span<const std::int32_t> chunk_order) {
   return absl::OkStatus();
 }
 
+// Only the caller writes, so a scan is an update that it does not use.
+absl::Status HostStore::BeginScan(std::span<const std::int32_t> chunk_order) {
+  return BeginUpdate(chunk_order);
+}
+
+absl::Status HostStore::EndScan() {
+  STOWAGE_CHECK(in_pass_);
+  in_pass_ = false;
+  order_ = {};
+  return absl::OkStatus();
+}
+
 absl::StatusOr<UpdateWindow> HostStore::AcquireNext() {
   STOWAGE_CHECK(in_pass_);
   if (acquired_) return UpdateWindow{};

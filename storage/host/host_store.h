@@ -36,6 +36,8 @@ class HostStore final : public StateStore {
   absl::Status Read(std::int32_t unit_index, StateKind kind,
                     std::int64_t begin_elems, std::span<float> out) override;
   absl::Status BeginUpdate(std::span<const std::int32_t> chunk_order) override;
+  absl::Status BeginScan(std::span<const std::int32_t> chunk_order) override;
+  absl::Status EndScan() override;
   absl::StatusOr<UpdateWindow> AcquireNext() override;
   StateView View(std::int64_t position) override;
   absl::Status Release(const UpdateWindow& window) override;

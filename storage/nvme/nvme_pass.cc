@@ -133,6 +133,31 @@ absl::Status NvmeStoreImpl::BeginUpdate(
   return status;
 }
 
+absl::Status NvmeStoreImpl::BeginScan(
+    std::span<const std::int32_t> chunk_order) {
+  if (in_pass_) return BeginUpdate(chunk_order);  // which says so
+  scanning_ = true;
+  absl::Status status = BeginUpdate(chunk_order);
+  scanning_ = status.ok();
+  return status;
+}
+
+absl::Status NvmeStoreImpl::EndScan() {
+  STOWAGE_CHECK(in_pass_ && scanning_);
+  queue_->Drain();
+  for (Resident& at : residents_) {
+    // A read that nobody took in proves nothing.
+    if (!at.transfer.done() || !at.transfer.ok()) at.valid = false;
+    // What the scan did not look at, the next pass does.
+    if (at.verify) at.valid = false;
+    at.transfer = {};
+  }
+  in_pass_ = false;
+  scanning_ = false;
+  order_ = {};
+  return failed_;
+}
+
 // Fills free slots with the windows that come next.
 void NvmeStoreImpl::ReadAhead() {
   while (failed_.ok() && next_start_ < windows_.size()) {
@@ -363,6 +388,7 @@ absl::Status NvmeStoreImpl::Release(const UpdateWindow& window) {
   for (const std::int32_t e : released.extents) {
     Resident& at = resident(e);
     at.verify = false;
+    if (scanning_) continue;
     if (at.cached && !writes_cached_) {
       if (!at.touched) touched_.push_back(e);
       at.touched = true;

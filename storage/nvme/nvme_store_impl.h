@@ -63,6 +63,8 @@ class NvmeStoreImpl final : public NvmeStore {
   absl::Status Read(std::int32_t unit_index, StateKind kind,
                     std::int64_t begin_elems, std::span<float> out) override;
   absl::Status BeginUpdate(std::span<const std::int32_t> chunk_order) override;
+  absl::Status BeginScan(std::span<const std::int32_t> chunk_order) override;
+  absl::Status EndScan() override;
   absl::StatusOr<UpdateWindow> AcquireNext() override;
   absl::Status VerifyChunk(std::int64_t position) override;
   StateView View(std::int64_t position) override;
@@ -200,6 +202,7 @@ class NvmeStoreImpl final : public NvmeStore {
   // The pass. `next_.checksums` and what a window's residents point to are
   // written by the threads that update; each touches its own chunks.
   bool in_pass_ = false;
+  bool scanning_ = false;  // the pass writes nothing
   std::span<const std::int32_t> order_;
   PlaceTable next_;
   std::vector<Resident> residents_;  // by extent

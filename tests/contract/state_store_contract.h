@@ -120,6 +120,28 @@ class StateStoreContract : public ::testing::TestWithParam<StateStoreFactory> {
     return end();
   }
 
+  // Reads the first `windows` windows of a scan: masters that Pass() has raised
+  // by `added`.
+  void Scan(float added, int windows) {
+    ASSERT_TRUE(store_->BeginScan(order_).ok());
+    for (int w = 0; w < windows; ++w) {
+      auto window = store_->AcquireNext();
+      ASSERT_TRUE(window.ok()) << window.status();
+      if (window->empty()) break;
+      for (std::int64_t at = window->begin; at < window->end; ++at) {
+        const Layout::Chunk& chunk = layout_.chunks()[static_cast<std::size_t>(
+            order_[static_cast<std::size_t>(at)])];
+        ASSERT_TRUE(store_->VerifyChunk(at).ok());
+        const storage::StateView view = store_->View(at);
+        ASSERT_EQ(view.master[0],
+                  Initial(chunk.unit_index, chunk.begin_elems) + added);
+        ASSERT_EQ(view.moment2[0], 3 * added);
+      }
+      ASSERT_TRUE(store_->Release(*window).ok());
+    }
+    ASSERT_TRUE(store_->EndScan().ok());
+  }
+
   void ExpectState(float added) {
     for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
       const Layout::Unit& unit = layout_.units()[static_cast<std::size_t>(u)];
@@ -297,6 +319,32 @@ TEST_P(StateStoreContract, RefusesRangesOutsideTheTrainablePrefix) {
   EXPECT_EQ(store_->Read(0, StateKind::kParam, 0, values).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(store_->Put(0, prefix, {}).ok());
+}
+
+TEST_P(StateStoreContract, AScanReadsAndChangesNothing) {
+  PutAll();
+  const storage::CommitRecord first = {
+      .step = 1, .applied_steps = 1, .client_state = "one"};
+  Scan(0, 1000);
+  ASSERT_TRUE(Pass(1, [&] { return store_->Commit(first); }).ok());
+  Scan(1, 1000);
+  EXPECT_EQ(store_->committed(), first);
+  ExpectState(1);
+  Scan(1, 1);  // broken off
+  EXPECT_EQ(store_->committed(), first);
+  const storage::CommitRecord second = {
+      .step = 2, .applied_steps = 2, .client_state = "two"};
+  Scan(1, 1000);
+  ASSERT_TRUE(Pass(2, [&] { return store_->Commit(second); }).ok());
+  EXPECT_EQ(store_->committed(), second);
+  ExpectState(3);
+  ASSERT_TRUE(store_->BeginScan(order_).ok());
+  EXPECT_EQ(store_->BeginScan(order_).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(store_->BeginUpdate(order_).code(),
+            absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(store_->EndScan().ok());
+  ExpectState(3);
 }
 
 TEST_P(StateStoreContract, RefusesValuesAndReadsWhileAPassRuns) {

@@ -73,10 +73,10 @@ class Explain(unittest.TestCase):
             config = folder.config(train_micro_batch_size_per_gpu=1,
                                    train_batch_size=None,
                                    gradient_accumulation_steps=1,
-                                   optimizer={"type": "Lamb"})
+                                   stowage={"durability": "process"})
             out = stowctl("config", "explain", config)
         self.assertEqual(out.returncode, 0, out.stderr)
-        self.assertIn("this build refuses the file: optimizer.type", out.stderr)
+        self.assertIn("this build refuses the file: stowage.durability", out.stderr)
         self.assertIn("\noptimizer\n  type ", out.stdout)
 
     def test_what_is_wrong_is_one_line_and_exit_2(self):

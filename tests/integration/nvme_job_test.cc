@@ -135,11 +135,13 @@ class NvmeJobTest : public JobTest {
     return low;
   }
 
-  std::vector<float> StateInMemory(const RunSpec& run, std::int64_t steps) {
+  std::vector<float> StateInMemory(const RunSpec& run, std::int64_t steps,
+                                   const OptimizerSpec& optimizer = {}) {
     auto registry = MakeRegistry();
     JobSpec job;
     job.name = "reference";
     job.layout = WideModel();
+    job.optimizer = optimizer;
     auto started = StartRun(*registry, job, run);
     if (started == nullptr) return {};
     Train(*started, 0, steps);
@@ -205,6 +207,49 @@ TEST_F(NvmeJobTest, GivesTheBitsOfAJobInMemory) {
       EXPECT_TRUE(Same(started->rank(0).ReadEverything(), want));
       started->Close(true);
       EXPECT_TRUE(disk_.Files().empty()) << "a closed job leaves files";
+    }
+  }
+}
+
+// Lamb scans the state before each update.
+TEST_F(NvmeJobTest, GivesTheBitsOfALambJobInMemory) {
+  const OptimizerSpec lamb = {.kind = OptimizerKind::kLamb};
+  const RunSpec run = MakeRun(2, 5);
+  const std::vector<float> want = StateInMemory(run, 4, lamb);
+  ASSERT_FALSE(Same(want, StateInMemory(run, 4)));
+  for (const bool power : {true, false}) {
+    for (const bool least : {false, true}) {
+      SCOPED_TRACE(absl::StrCat(power ? "power" : "memory",
+                                least ? ", least budget" : ""));
+      JobSpec job = NvmeJob();
+      job.optimizer = lamb;
+      if (!power) job.durability = Durability::kMemory;
+      job.storage.sub_group_elems = 50000;
+      job.storage.params = Placement::kNvme;
+      if (least) job.storage.memory_budget_bytes = LeastBudget(job, run);
+      {
+        auto registry = MakeNvmeRegistry();
+        auto started = StartRun(*registry, job, run);
+        ASSERT_NE(started, nullptr);
+        Train(*started, 0, 2);
+        started->Close(false);
+        if (!power) {
+          auto again = StartRun(*registry, job, MakeRun(2, 5, 'x'));
+          ASSERT_NE(again, nullptr);
+          Train(*again, 2, 4);
+          EXPECT_TRUE(Same(again->rank(0).ReadEverything(), want));
+          again->Close(true);
+          continue;
+        }
+      }
+      auto registry = MakeNvmeRegistry();
+      auto started = StartRun(*registry, job, MakeRun(2, 5, 'x'));
+      ASSERT_NE(started, nullptr);
+      EXPECT_EQ(started->rank(0).info().applied_steps, 2);
+      Train(*started, 2, 4);
+      EXPECT_TRUE(Same(started->rank(0).ReadEverything(), want));
+      started->Close(true);
+      EXPECT_TRUE(disk_.Files().empty());
     }
   }
 }

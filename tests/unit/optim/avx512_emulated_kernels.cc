@@ -1,6 +1,6 @@
 // The AVX-512 kernels over emulated intrinsics; see avx512_emulation/.
 
-#include "optim/kernels_impl.h"
+#include "optim/raw_kernels.h"
 #include "optim/simd_avx512.h"
 #include "tests/unit/optim/kernel_candidates.h"
 

@@ -23,6 +23,32 @@ KernelSet EmulatedSet() {
                 const AdamRange& range) {
     kRaw.adam(constants, ToRaw(g.slots, g.slot_dtype, g.sum), range);
   };
+  set.lamb_norms = [](const LambConstants& constants, const GradientSource& g,
+                      const AdamRange& range) {
+    return kRaw.lamb_norms(constants, ToRaw(g.slots, g.slot_dtype, g.sum),
+                           range);
+  };
+  set.lamb = [](const LambConstants& constants, float step,
+                const GradientSource& g, const AdamRange& range) {
+    kRaw.lamb(constants, step, ToRaw(g.slots, g.slot_dtype, g.sum), range);
+  };
+  set.onebit_compensate = [](const OneBitMomentum& momentum,
+                             const GradientSource& g, const float* moment1,
+                             float* error, std::int64_t elems) {
+    return kRaw.onebit_compensate(momentum, ToRaw(g.slots, g.slot_dtype, g.sum),
+                                  moment1, error, elems);
+  };
+  set.onebit_pack = kRaw.onebit_pack;
+  set.onebit_serve = [](std::span<const std::uint8_t* const> bits,
+                        std::span<const float> scales, float* error,
+                        std::int64_t elems) {
+    return kRaw.onebit_serve(bits.data(), scales.data(),
+                             static_cast<std::int64_t>(bits.size()), error,
+                             elems);
+  };
+  set.onebit_unpack = kRaw.onebit_unpack;
+  set.frozen = kRaw.frozen;
+  set.frozen_lamb = kRaw.frozen_lamb;
   set.convert = [](const float* source, Dtype dtype, void* target,
                    std::int64_t elems) {
     kRaw.convert(source, dtype, target, elems);

@@ -288,6 +288,162 @@ TEST(KernelIdentity, AdamEqualsReferenceBits) {
   });
 }
 
+LambConstants SomeLambConstants(Random& random) {
+  LambHyperparameters h;
+  h.lr = 0.02;
+  h.beta1 = 0.85;
+  h.eps = random.Bits() % 4 == 0 ? 0 : 1e-8;
+  h.weight_decay = random.Bits() % 3 == 0 ? 0 : 0.07;
+  h.eps_inside_sqrt = random.Bits() % 2 == 0;
+  if (random.Bits() % 8 == 0) h.beta1 = h.beta2 = 0;
+  return MakeLambConstants(h, 1 + random.Bits() % 9, 0.37);
+}
+
+bool SameBits(double a, double b) {
+  return std::bit_cast<std::uint64_t>(a) == std::bit_cast<std::uint64_t>(b);
+}
+
+TEST(KernelIdentity, LambEqualsReferenceBits) {
+  const std::vector<KernelCandidate> candidates = KernelCandidates();
+  ForEachCase([&](Random& random, Dtype dtype, int slot_count,
+                  std::int64_t elems, std::int64_t offset_bytes, bool special) {
+    const Gradient gradient(random, dtype, slot_count, elems, offset_bytes,
+                            special);
+    const Dtype copy_dtype = kDtypes[random.Bits() % kDtypes.size()];
+    const bool with_copy = random.Bits() % 5 != 0;
+    const LambConstants constants = SomeLambConstants(random);
+    const float step = static_cast<float>(constants.step_size * 1.37);
+    AdamState start(copy_dtype, elems, offset_bytes);
+    start.p.Fill(random, elems, special);
+    start.m.Fill(random, elems, special);
+    start.v.Fill(random, elems, special, /*positive=*/true);
+    AdamState expected = start;
+    const LambNorms norms = ReferenceLambNorms(
+        constants, gradient.source(), expected.Range(elems, with_copy));
+    ReferenceLamb(constants, step, gradient.source(),
+                  expected.Range(elems, with_copy));
+    for (const KernelCandidate& candidate : candidates) {
+      AdamState got = start;
+      const LambNorms found = candidate.set.lamb_norms(
+          constants, gradient.source(), got.Range(elems, with_copy));
+      EXPECT_TRUE(SameBits(found.weight, norms.weight) &&
+                  SameBits(found.update, norms.update))
+          << candidate.name << ": " << found.weight << ", " << found.update
+          << " instead of " << norms.weight << ", " << norms.update;
+      EXPECT_TRUE(got == start) << candidate.name << ": norms write";
+      candidate.set.lamb(constants, step, gradient.source(),
+                         got.Range(elems, with_copy));
+      EXPECT_TRUE(got == expected)
+          << candidate.name << ", copy "
+          << (with_copy ? DtypeName(copy_dtype) : "none");
+    }
+  });
+}
+
+// One rank's momentum in, its signs out, and four ranks' signs back in.
+TEST(KernelIdentity, OneBitRoundEqualsReferenceBits) {
+  const std::vector<KernelCandidate> candidates = KernelCandidates();
+  const OneBitMomentum momentum = {0.37F, 0.9F, 0.1F, 1.25F};
+  ForEachCase([&](Random& random, Dtype dtype, int slot_count,
+                  std::int64_t elems, std::int64_t offset_bytes, bool special) {
+    const Gradient gradient(random, dtype, slot_count, elems, offset_bytes,
+                            special);
+    Array m(Dtype::kFp32, elems, offset_bytes);
+    Array start(Dtype::kFp32, elems, offset_bytes);
+    m.Fill(random, elems, special);
+    start.Fill(random, elems, special);
+    const float scale = std::abs(random.Float(false));
+    const auto bytes = static_cast<std::size_t>((elems + 7) / 8);
+    Array expected = start;
+    const double squares = ReferenceCompensate(
+        momentum, gradient.source(), m.floats(), expected.floats(), elems);
+    const Array compensated = expected;
+    std::vector<std::uint8_t> bits(bytes + 1, 0x5a);
+    ReferencePack(scale, expected.floats(), bits.data(), elems);
+    const std::vector<std::vector<std::uint8_t>> others = {
+        bits, std::vector<std::uint8_t>(bytes, 0xc4),
+        std::vector<std::uint8_t>(bytes, 0x3b)};
+    std::vector<const std::uint8_t*> workers;
+    for (const auto& other : others) workers.push_back(other.data());
+    const std::vector<float> scales = {scale, 0.25F, 3.5F};
+    Array served = start;
+    const double served_squares =
+        ReferenceServe(workers, scales, served.floats(), elems);
+    for (const KernelCandidate& candidate : candidates) {
+      SCOPED_TRACE(candidate.name);
+      Array got = start;
+      const double found = candidate.set.onebit_compensate(
+          momentum, gradient.source(), m.floats(), got.floats(), elems);
+      // A NaN may come out in any form: what is packed from it is the same.
+      EXPECT_TRUE(special || got == compensated);
+      EXPECT_TRUE(SameBits(found, squares)) << found << " " << squares;
+      std::vector<std::uint8_t> got_bits(bytes + 1, 0x5a);
+      candidate.set.onebit_pack(scale, got.floats(), got_bits.data(), elems);
+      EXPECT_TRUE(special || got == expected);
+      EXPECT_EQ(got_bits, bits);
+      got = start;
+      EXPECT_TRUE(SameBits(
+          candidate.set.onebit_serve(workers, scales, got.floats(), elems),
+          served_squares));
+      EXPECT_TRUE(special || got == served);
+      candidate.set.onebit_unpack(scale, bits.data(), got.floats(), elems);
+      for (std::int64_t i = 0; i < elems; ++i) {
+        const bool set =
+            (bits[static_cast<std::size_t>(i / 8)] & (0x80U >> (i % 8))) != 0;
+        float value = 0;
+        std::memcpy(&value, got.data() + i * 4, 4);
+        ASSERT_EQ(value, set ? scale : -scale) << "element " << i;
+      }
+    }
+  });
+}
+
+TEST(KernelIdentity, FrozenUpdatesEqualReferenceBits) {
+  const std::vector<KernelCandidate> candidates = KernelCandidates();
+  ForEachCase([&](Random& random, Dtype dtype, int slot_count,
+                  std::int64_t elems, std::int64_t offset_bytes, bool special) {
+    if (slot_count > 1) return;
+    const bool with_copy = slot_count != 0;
+    const FrozenLambConstants c = {
+        .beta1 = 0.9F,
+        .one_minus_beta1 = 0.1F,
+        .beta2 = 0.99F,
+        .one_minus_beta2 = 0.01F,
+        .eps = random.Bits() % 4 == 0 ? 0.0F : 1e-6F,
+        .weight_decay = random.Bits() % 2 == 0 ? 0.0F : 0.05F};
+    AdamState start(dtype, elems, offset_bytes);
+    Array last(Dtype::kFp32, elems, offset_bytes);
+    Array fresh(Dtype::kFp32, elems, offset_bytes);
+    start.p.Fill(random, elems, special);
+    start.m.Fill(random, elems, special);
+    start.v.Fill(random, elems, special, /*positive=*/true);
+    last.Fill(random, elems, special);
+    fresh.Fill(random, elems, special, /*positive=*/true);
+    AdamState expected = start;
+    Array expected_fresh = fresh;
+    ReferenceFrozen(c.eps, c.weight_decay, 0.02F,
+                    expected.Range(elems, with_copy));
+    const FrozenLambSums sums =
+        ReferenceFrozenLamb(c, last.floats(), expected_fresh.floats(),
+                            start.Range(elems, with_copy));
+    for (const KernelCandidate& candidate : candidates) {
+      SCOPED_TRACE(candidate.name);
+      AdamState got = start;
+      Array got_fresh = fresh;
+      const FrozenLambSums found = candidate.set.frozen_lamb(
+          c, last.floats(), got_fresh.floats(), got.Range(elems, with_copy));
+      EXPECT_TRUE(got == start);
+      EXPECT_TRUE(special || got_fresh == expected_fresh);
+      EXPECT_TRUE(SameBits(found.direction, sums.direction) &&
+                  SameBits(found.update, sums.update));
+      EXPECT_EQ(found.factor_max, sums.factor_max);
+      candidate.set.frozen(c.eps, c.weight_decay, 0.02F,
+                           got.Range(elems, with_copy));
+      EXPECT_TRUE(got == expected);
+    }
+  });
+}
+
 TEST(KernelIdentity, AdamIsTheSameHoweverARangeIsCut) {
   constexpr std::int64_t kElems = 100003;
   Random random(2);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "optim/kernels.h"
@@ -22,6 +23,32 @@ void ReferenceAccumulate(const GradientSource& slots, bool first, float* sum,
 
 void ReferenceAdam(const AdamConstants& constants,
                    const GradientSource& gradient, const AdamRange& range);
+
+LambNorms ReferenceLambNorms(const LambConstants& constants,
+                             const GradientSource& gradient,
+                             const AdamRange& range);
+
+void ReferenceLamb(const LambConstants& constants, float step,
+                   const GradientSource& gradient, const AdamRange& range);
+
+double ReferenceCompensate(const OneBitMomentum& momentum,
+                           const GradientSource& gradient, const float* moment1,
+                           float* error, std::int64_t elems);
+
+void ReferencePack(float scale, float* error, std::uint8_t* bits,
+                   std::int64_t elems);
+
+double ReferenceServe(std::span<const std::uint8_t* const> bits,
+                      std::span<const float> scales, float* error,
+                      std::int64_t elems);
+
+void ReferenceFrozen(float eps, float weight_decay, float step,
+                     const AdamRange& range);
+
+FrozenLambSums ReferenceFrozenLamb(const FrozenLambConstants& constants,
+                                   const float* last_moment1,
+                                   float* fresh_moment2,
+                                   const AdamRange& range);
 
 void ReferenceConvert(const float* source, Dtype dtype, void* target,
                       std::int64_t elems);

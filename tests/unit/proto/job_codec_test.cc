@@ -1,5 +1,6 @@
 #include "proto/job_codec.h"
 
+#include <cmath>
 #include <functional>
 #include <string>
 #include <vector>
@@ -48,6 +49,42 @@ TEST(JobCodec, JobSpecComesBackAsItWas) {
   EXPECT_EQ(decoded->layout, GoodJob().layout);
   EXPECT_EQ(decoded->optimizer, GoodJob().optimizer);
   EXPECT_EQ(decoded->durability, GoodJob().durability);
+}
+
+TEST(JobCodec, KeepsLambsOwnSettings) {
+  JobSpec job = GoodJob();
+  job.optimizer = {.kind = OptimizerKind::kLamb,
+                   .bias_correction = false,
+                   .max_coeff = 3,
+                   .min_coeff = 0.25,
+                   .eps_inside_sqrt = true};
+  v1::JobSpec message;
+  EncodeJobSpec(job, &message);
+  const auto decoded = DecodeJobSpec(message);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(decoded->optimizer, job.optimizer);
+}
+
+TEST(JobCodec, KeepsTheSettingsOfOneBitOptimizers) {
+  JobSpec job = GoodJob();
+  job.optimizer = {.kind = OptimizerKind::kOneBitAdam, .freeze_step = 7};
+  v1::JobSpec message;
+  EncodeJobSpec(job, &message);
+  EXPECT_EQ(DecodeJobSpec(message)->optimizer, job.optimizer);
+  job.optimizer = {.kind = OptimizerKind::kOneBitLamb,
+                   .max_coeff = 2,
+                   .min_coeff = 0.5,
+                   .freeze_step = 12,
+                   .coeff_beta = 0.8,
+                   .factor_max = 3,
+                   .factor_min = 0.25,
+                   .factor_threshold = 0.2};
+  EncodeJobSpec(job, &message);
+  EXPECT_EQ(DecodeJobSpec(message)->optimizer, job.optimizer);
+  // What a kind has no use for is not sent.
+  job.optimizer = {.kind = OptimizerKind::kAdam, .freeze_step = 3};
+  EncodeJobSpec(job, &message);
+  EXPECT_EQ(DecodeJobSpec(message)->optimizer, OptimizerSpec{});
 }
 
 TEST(JobCodec, RefusesBadJobSpecs) {
@@ -162,6 +199,39 @@ TEST(JobCodec, RefusesBadJobSpecs) {
                  static_cast<v1::OptimizerKind>(7));
            },
            "optimizer: unknown kind 7"},
+          {"trust ratios out of order",
+           [](M* m) {
+             m->mutable_optimizer()->set_kind(v1::OPTIMIZER_KIND_LAMB);
+             m->mutable_optimizer()->set_min_coeff(2);
+             m->mutable_optimizer()->set_max_coeff(1);
+           },
+           "trust ratio within [2, 1]"},
+          {"no trust ratio",
+           [](M* m) {
+             m->mutable_optimizer()->set_kind(v1::OPTIMIZER_KIND_LAMB);
+             m->mutable_optimizer()->set_min_coeff(NAN);
+           },
+           "trust ratio within [nan, 0]"},
+          {"no freeze step",
+           [](M* m) {
+             m->mutable_optimizer()->set_kind(v1::OPTIMIZER_KIND_ONE_BIT_ADAM);
+           },
+           "freeze step 0"},
+          {"factors out of order",
+           [](M* m) {
+             m->mutable_optimizer()->set_kind(v1::OPTIMIZER_KIND_ONE_BIT_LAMB);
+             m->mutable_optimizer()->set_freeze_step(1);
+             m->mutable_optimizer()->set_factor_min(4);
+             m->mutable_optimizer()->set_factor_max(3);
+           },
+           "factor within [4, 3]"},
+          {"decay of a coefficient above 1",
+           [](M* m) {
+             m->mutable_optimizer()->set_kind(v1::OPTIMIZER_KIND_ONE_BIT_LAMB);
+             m->mutable_optimizer()->set_freeze_step(1);
+             m->mutable_optimizer()->set_coeff_beta(1.5);
+           },
+           "decay within [0, 1.5]"},
           {"no durability", [](M* m) { m->clear_durability(); },
            "durability: unknown value 0"},
           {"reserved durability",

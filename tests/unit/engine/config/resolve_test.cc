@@ -379,6 +379,26 @@ TEST(Resolve, RequiredScheduleParams) {
               HasSubstr("needs scheduler.params.cycle_max_lr"));
 }
 
+// DeepSpeed asserts a dynamic scale whenever the type is Lamb; nothing in the
+// update needs it.
+TEST(Resolve, LambTakesAnyLossScale) {
+  const auto resolution = ResolveText(R"({"train_batch_size": 1,
+      "optimizer": {"type": "lamb"}, "fp16": {"enabled": true, "loss_scale":
+      128}})");
+  ASSERT_TRUE(resolution.ok()) << resolution.status();
+  EXPECT_EQ(resolution->config.optimizer.type, OptimizerType::kLamb);
+  EXPECT_EQ(resolution->config.fp16.loss_scale, 128);
+}
+
+TEST(Resolve, TrustRatioBoundsMustBeInOrder) {
+  EXPECT_THAT(ErrorOf(R"({"train_batch_size": 1, "optimizer": {"type": "Lamb",
+      "params": {"min_coeff": 2, "max_coeff": 1.5}}})"),
+              HasSubstr("is above optimizer.params.max_coeff, 1.5"));
+  EXPECT_TRUE(ResolveText(R"({"train_batch_size": 1, "optimizer": {"type":
+      "Lamb", "params": {"min_coeff": 2, "max_coeff": 2}}})")
+                  .ok());
+}
+
 TEST(Resolve, ParamsOfAnotherTypeAreRefusedByName) {
   EXPECT_THAT(ErrorOf(R"({"train_batch_size": 1, "optimizer": {"type": "AdamW",
       "params": {"max_coeff": 5}}})"),
@@ -553,9 +573,17 @@ TEST(CheckSupported, NamesWhatIsNotThereYet) {
                 c.zero_optimization.offload_optimizer.ratio = 0.5;
               }),
               HasSubstr("ratio = 0.5"));
+  EXPECT_EQ(refusal([](Config& c) { c.optimizer.type = OptimizerType::kLamb; }),
+            "");
   EXPECT_THAT(
-      refusal([](Config& c) { c.optimizer.type = OptimizerType::kLamb; }),
-      HasSubstr("optimizer.type = \"Lamb\""));
+      refusal([](Config& c) { c.optimizer.type = OptimizerType::kOneBitAdam; }),
+      HasSubstr("optimizer.type = \"OneBitAdam\""));
+  EXPECT_THAT(refusal([](Config& c) {
+                c.optimizer.type = OptimizerType::kLamb;
+                c.zero_optimization.offload_optimizer.device =
+                    OffloadDevice::kNone;
+              }),
+              HasSubstr("trust ratios are made in the server"));
   EXPECT_EQ(
       refusal([](Config& c) { c.stowage.exchange = ExchangeKind::kC10d; }), "");
   EXPECT_THAT(

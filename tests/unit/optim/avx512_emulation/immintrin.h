@@ -36,7 +36,7 @@ struct __m512d {
 };
 using __mmask16 = std::uint16_t;
 
-enum { _MM_FROUND_TO_NEAREST_INT = 0, _CMP_UNORD_Q = 3 };
+enum { _MM_FROUND_TO_NEAREST_INT = 0, _CMP_UNORD_Q = 3, _CMP_GE_OQ = 29 };
 
 namespace avx512_emulation {
 
@@ -139,6 +139,9 @@ inline __m512 _mm512_mul_ps(__m512 a, __m512 b) {
 inline __m512 _mm512_div_ps(__m512 a, __m512 b) {
   return emu::EachFloat(a, b, [](float x, float y) { return x / y; });
 }
+inline __m512 _mm512_max_ps(__m512 a, __m512 b) {
+  return emu::EachFloat(a, b, [](float x, float y) { return x > y ? x : y; });
+}
 inline __m512 _mm512_sqrt_ps(__m512 a) {
   return emu::EachFloat(a, a, [](float x, float) { return std::sqrt(x); });
 }
@@ -157,10 +160,13 @@ inline __m512i _mm512_srli_epi32(__m512i a, unsigned bits) {
 }
 
 inline __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int predicate) {
-  if (predicate != _CMP_UNORD_Q) __builtin_trap();
+  if (predicate != _CMP_UNORD_Q && predicate != _CMP_GE_OQ) __builtin_trap();
   unsigned mask = 0;
   for (unsigned i = 0; i < 16; ++i) {
-    if (std::isnan(a.f[i]) || std::isnan(b.f[i])) mask |= 1U << i;
+    const bool holds = predicate == _CMP_GE_OQ
+                           ? a.f[i] >= b.f[i]
+                           : std::isnan(a.f[i]) || std::isnan(b.f[i]);
+    if (holds) mask |= 1U << i;
   }
   return static_cast<__mmask16>(mask);
 }
