@@ -34,6 +34,8 @@ absl::StatusOr<std::unique_ptr<client::OffloadClient>> Connect(
     const Invocation& invocation);
 
 // Each adds its subcommands to `app`; `invocation` must outlive it.
+void AddCheckpointCommands(CLI::App& app, Invocation& invocation);
+void AddExportCommand(CLI::App& app, Invocation& invocation);
 void AddFsckCommand(CLI::App& app, Invocation& invocation);
 void AddInfoCommand(CLI::App& app, Invocation& invocation);
 void AddJobCommands(CLI::App& app, Invocation& invocation);

@@ -17,6 +17,9 @@ constexpr char kFooter[] = R"(Examples:
   stowctl job drop my-run               free a job that nobody will resume
   stowctl job rewind my-run --step 41   go back to a step kept on NVMe
   stowctl fsck /nvme/stowage            check what lies there (no server)
+  stowctl checkpoint list /ckpt/my-run  complete checkpoints (no server)
+  stowctl checkpoint save my-run /ckpt/my-run
+  stowctl export /ckpt/my-run out       its weights as safetensors files
   stowctl config explain ds.json --world-size 2 --hidden-size 512 \
       --micro-batch 4 --lr 1e-3         what every key comes to (no server)
   stowctl config schedule ds.json --steps 100
@@ -52,6 +55,8 @@ int main(int argc, char** argv) {
   stowage::cli::AddInfoCommand(app, invocation);
   stowage::cli::AddJobCommands(app, invocation);
   stowage::cli::AddFsckCommand(app, invocation);
+  stowage::cli::AddCheckpointCommands(app, invocation);
+  stowage::cli::AddExportCommand(app, invocation);
   stowage::cli::AddConfigCommands(app, invocation);
   stowage::cli::AddPlanCommand(app, invocation);
   stowage::cli::AddPlotCommand(app, invocation);

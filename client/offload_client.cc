@@ -8,6 +8,7 @@
 #include "common/environment.h"
 #include "common/status_macros.h"
 #include "proto/admin_codec.h"
+#include "proto/checkpoint_codec.h"
 #include "proto/grpc_status.h"
 #include "proto/job_codec.h"
 #include "proto/session_codec.h"
@@ -104,6 +105,30 @@ class OffloadClientImpl final : public OffloadClient {
     STOWAGE_RETURN_IF_ERROR(ToClientStatus(
         stub_->RewindJob(&context, request, &response), address_));
     return response.seconds();
+  }
+
+  absl::StatusOr<SaveInfo> SaveJob(const SaveSpec& spec) override {
+    STOWAGE_RETURN_IF_ERROR(proto::CheckJobName(spec.job));
+    grpc::ClientContext context;
+    SetDeadline(&context);
+    v1::SaveJobRequest request;
+    proto::EncodeSaveJob(spec, &request);
+    v1::SaveJobResponse response;
+    STOWAGE_RETURN_IF_ERROR(
+        ToClientStatus(stub_->SaveJob(&context, request, &response), address_));
+    return proto::DecodeSaveInfo(response.save());
+  }
+
+  absl::StatusOr<SaveInfo> GetSave(const std::string& job) override {
+    STOWAGE_RETURN_IF_ERROR(proto::CheckJobName(job));
+    grpc::ClientContext context;
+    SetDeadline(&context);
+    v1::GetSaveRequest request;
+    request.set_job(job);
+    v1::GetSaveResponse response;
+    STOWAGE_RETURN_IF_ERROR(
+        ToClientStatus(stub_->GetSave(&context, request, &response), address_));
+    return proto::DecodeSaveInfo(response.save());
   }
 
  private:

@@ -26,6 +26,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/checkpoint_spec.h"
 #include "common/job_spec.h"
 #include "common/layout.h"
 
@@ -207,6 +208,15 @@ class OffloadClient {
   // Errors: as DropJob(); kNotFound for a step that is not kept.
   virtual absl::StatusOr<double> RewindJob(const std::string& name,
                                            std::int64_t step) = 0;
+
+  // Has a step of a job saved to files by the server, while training goes on;
+  // returns once the server has taken it down.
+  // Errors: kNotFound; kPermissionDenied for a folder that the server must not
+  //   use; kUnavailable while another save of the job runs; kAborted for a step
+  //   that has passed; kFailedPrecondition.
+  virtual absl::StatusOr<SaveInfo> SaveJob(const SaveSpec& spec) = 0;
+  // The job's last save. Errors: kNotFound.
+  virtual absl::StatusOr<SaveInfo> GetSave(const std::string& job) = 0;
 };
 
 }  // namespace stowage::client

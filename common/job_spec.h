@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/checkpoint_spec.h"
 #include "common/layout.h"
 #include "common/storage_spec.h"
 
@@ -95,6 +96,8 @@ struct RunSpec {
   bool shards = false;
 
   std::int32_t gradient_segments() const { return shards ? 1 : local_ranks; }
+  // Where the state of a job comes from that is not initialized yet.
+  LoadSpec load = {};
 };
 
 // Constants of a step for one parameter group.
@@ -184,6 +187,8 @@ struct AttachInfo {
   // Not on the wire: this rank has no shared memory with the server; payload
   // goes over the stream.
   bool remote = false;
+  // The checkpoint that this run's attach loaded; empty: none.
+  std::string loaded_from;
 };
 
 // What ReadState can return. Masters and moments exist for trainable

@@ -33,6 +33,7 @@ absl::StatusOr<at::Tensor> Engine::Forward(
     const std::function<at::Tensor()>& body) {
   const auto begin = Clock::now();
   reporter_.Memory("before forward");
+  SeedMicroStep();
   at::Tensor output;
   STOWAGE_RETURN_IF_ERROR(
       Explain(CatchStatus("forward", [&] { output = body(); })));
@@ -138,6 +139,7 @@ ApplyArgs Engine::MakeApplyArgs(const Verdict& verdict,
     state.trace = coordinator_->live_plan().trace().uses();
   }
   state.user = user_state;
+  state.random_seed = random_seed_;
   state.last_apply = args;
   args.client_state = state.Serialize();
   return args;
@@ -285,6 +287,10 @@ absl::Status Engine::Close(bool keep) {
   reporter_.Flush();
   coordinator_.reset();
   if (exchange_ == nullptr) return absl::OkStatus();
+  if (options_.launch.rank == 0 && session_ != nullptr) {
+    // What it says is in the server's log, and in the caller's WaitForSave().
+    WaitForSave(std::chrono::hours(24)).IgnoreError();
+  }
   const absl::Status closed = exchange_->Close(/*close_job=*/!keep);
   if (private_server_ != nullptr) {
     // The other ranks' sessions live in our child: let them say goodbye.

@@ -72,6 +72,11 @@ struct EngineOptions {
       group_of;
   std::string monitor_root;            // where relative monitor paths start
   std::int64_t tokens_per_sample = 0;  // for the monitors; 0: unknown
+  // Where the state of a job comes from that the server does not have yet. Its
+  // folder is absolute.
+  LoadSpec load;
+  // Folders that a private server may write and read checkpoints in.
+  std::vector<std::string> export_roots;
   // Overrides for tests and benches.
   int server_threads = 0;
 };
@@ -150,7 +155,22 @@ class Engine {
   // The seed of a unit's initial values.
   static std::uint64_t UnitSeed(std::uint64_t seed, int unit);
 
-  // Leaves the job in order; it ends with its last rank unless `keep`.
+  // Has the server write a checkpoint of the step that was last committed to
+  // `folder` (absolute), beside the training. All ranks may call it; rank 0
+  // asks. With stage3_gather_16bit_weights_on_model_save it has the parameters
+  // too, as Hugging Face's loaders take them. `keep`: complete checkpoints to
+  // leave in the folder, 0: all.
+  // Returns: at once, when the server has taken it down; SaveStatus() tells how
+  //   it goes.
+  // Errors: kUnavailable while an earlier save still runs; the server's.
+  absl::Status Save(const std::string& folder, std::int32_t keep);
+  // Rank 0 only.
+  absl::StatusOr<SaveInfo> SaveStatus();
+  // Blocks: until no save runs, or `limit`. Errors: kDeadlineExceeded.
+  absl::StatusOr<SaveInfo> WaitForSave(std::chrono::milliseconds limit);
+
+  // Leaves the job in order; it ends with its last rank unless `keep`. Rank 0
+  // waits for a save that runs.
   absl::Status Close(bool keep);
 
   // Asks all ranks to stop after the same step (StepResult::stop_requested).
@@ -182,6 +202,10 @@ class Engine {
   const std::string& job_name() const { return job_name_; }
   bool server_is_private() const { return private_server_known_; }
   bool resumed() const { return resumed_; }
+  // The checkpoint that this run began from; empty: none.
+  const std::string& loaded_from() const {
+    return session_->info().loaded_from;
+  }
   std::int64_t step() const { return step_; }
   std::int64_t global_samples() const { return global_samples_; }
   const std::string& user_state() const { return user_state_; }
@@ -224,6 +248,11 @@ class Engine {
   JobSpec MakeJobSpec() const;
   absl::Status BringInitialValues();
   absl::Status RestoreClientState(const AttachInfo& info);
+  // kUnimplemented where no server, or more than one, holds the state.
+  absl::Status CheckCheckpoints() const;
+  absl::Status CheckLoaded(const AttachInfo& info) const;
+  // Draws of a micro step depend on seed, step and micro-batch alone.
+  void SeedMicroStep();
   absl::Status MakeSchedule();
   ApplyArgs MakeApplyArgs(const Verdict& verdict,
                           const precision::LossScaleUpdate& update,
@@ -271,6 +300,8 @@ class Engine {
   std::int64_t global_samples_ = 0;
   std::string user_state_;
   bool order_sent_ = false;
+  std::uint64_t random_seed_ = 0;   // of draws in forwards
+  std::int64_t seeded_micro_ = -1;  // counted from the job's begin
   std::vector<double> micro_losses_;
   double forward_ms_ = 0;
   double backward_ms_ = 0;

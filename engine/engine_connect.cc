@@ -108,6 +108,15 @@ absl::Status Engine::AddStorageArguments(
     }
     arguments.insert(arguments.end(), {"--nvme-root", path});
   }
+  for (const std::string& path : options_.export_roots) {
+    std::error_code error;
+    std::filesystem::create_directories(path, error);
+    if (error) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "checkpoint folder \"", path, "\": make it: ", error.message()));
+    }
+    arguments.insert(arguments.end(), {"--export-root", path});
+  }
   return absl::OkStatus();
 }
 
@@ -205,6 +214,7 @@ RunSpec Engine::MakeRunSpec() const {
   run.micro_steps =
       static_cast<std::int32_t>(config().gradient_accumulation_steps);
   run.shards = use_c10d_;
+  run.load = options_.load;
   return run;
 }
 

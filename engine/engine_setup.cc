@@ -67,6 +67,17 @@ absl::Status Engine::MakeSchedule() {
   return absl::OkStatus();
 }
 
+void Engine::SeedMicroStep() {
+  const std::int64_t micros = config().gradient_accumulation_steps;
+  const std::int64_t micro =
+      step_ * micros + static_cast<std::int64_t>(micro_losses_.size());
+  if (micro == seeded_micro_) return;
+  seeded_micro_ = micro;
+  const auto batch = static_cast<std::uint64_t>(
+      micro * options_.launch.world_size + options_.launch.rank);
+  torch::manual_seed(Mix(Mix(random_seed_) ^ batch) >> 1);
+}
+
 std::uint64_t Engine::UnitSeed(std::uint64_t seed, int unit) {
   return Mix(seed * 0x100000001b3ULL + static_cast<std::uint64_t>(unit)) >> 1;
 }
@@ -148,6 +159,8 @@ absl::Status Engine::Start() {
   STOWAGE_RETURN_IF_ERROR(MakeExchange());
   const AttachInfo& info = exchange_->info();
   resumed_ = info.initialized;
+  STOWAGE_RETURN_IF_ERROR(CheckLoaded(info));
+  random_seed_ = options_.seed;
   if (!info.initialized) {
     STOWAGE_RETURN_IF_ERROR(BringInitialValues());
   }
@@ -213,6 +226,8 @@ absl::Status Engine::Start() {
                            : info.remote  ? "over the stream, in chunks"
                                           : "through segments"},
                {"epoch", info.epoch},
+               {"loaded_from",
+                info.loaded_from.empty() ? "nothing" : info.loaded_from},
                {"step", step_},
                {"parameters", layout_.parameter_count()},
                {"stage", zero.stage},
@@ -259,6 +274,7 @@ absl::Status Engine::RestoreClientState(const AttachInfo& info) {
   skipped_steps_ = state.skipped_steps;
   global_samples_ = state.global_samples;
   user_state_ = state.user;
+  random_seed_ = state.random_seed.value_or(options_.seed);
   bool known = !state.trace.empty();
   for (const std::int32_t unit : state.trace) {
     known = known && unit >= 0 && unit < layout_.unit_count();

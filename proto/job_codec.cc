@@ -3,6 +3,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "proto/checkpoint_codec.h"
 #include "proto/optimizer_codec.h"
 #include "proto/storage_codec.h"
 
@@ -242,6 +243,7 @@ absl::StatusOr<RunSpec> DecodeRunSpec(const v1::RunSpec& message) {
   spec.local_ranks = message.local_ranks();
   spec.micro_steps = message.micro_steps();
   spec.shards = message.shards();
+  STOWAGE_ASSIGN_OR_RETURN(spec.load, DecodeLoadSpec(message.load()));
   return spec;
 }
 
@@ -251,6 +253,7 @@ void EncodeRunSpec(const RunSpec& spec, v1::RunSpec* message) {
   message->set_local_ranks(spec.local_ranks);
   message->set_micro_steps(spec.micro_steps);
   message->set_shards(spec.shards);
+  EncodeLoadSpec(spec.load, message->mutable_load());
 }
 
 absl::StatusOr<AttachInfo> DecodeAttachInfo(const v1::AttachInfo& message) {
@@ -294,6 +297,7 @@ absl::StatusOr<AttachInfo> DecodeAttachInfo(const v1::AttachInfo& message) {
   info.params_leased = message.params_leased();
   info.leased_elems_max = message.leased_elems_max();
   info.gradient_regions = message.gradient_regions();
+  info.loaded_from = message.loaded_from();
   return info;
 }
 
@@ -312,6 +316,7 @@ void EncodeAttachInfo(const AttachInfo& info, v1::AttachInfo* message) {
   message->set_params_leased(info.params_leased);
   message->set_leased_elems_max(info.leased_elems_max);
   message->set_gradient_regions(info.gradient_regions);
+  message->set_loaded_from(info.loaded_from);
 }
 
 absl::StatusOr<JobInfo> DecodeJobInfo(const v1::JobInfo& message) {

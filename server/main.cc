@@ -34,6 +34,7 @@ core::RegistryOptions ToRegistryOptions(const ServerConfig& config) {
   options.jobs_max = config.jobs_max;
   options.isa = config.isa;
   options.nvme_roots = config.nvme_roots;
+  options.export_roots = config.export_roots;
   options.encode_record = proto::EncodeJobRecord;
   options.decode_record = proto::DecodeJobRecord;
   return options;

@@ -157,8 +157,9 @@ const std::vector<Option>& Options() {
        "so that nothing can be kept on NVMe",
        Folder(&ServerConfig::nvme_roots)},
       {"export-root", Kind::kFolders,
-       "Folder below which jobs may export checkpoints; may be repeated. "
-       "Accepted, not used by this version",
+       "Folder, which must be there, below which jobs may write checkpoints "
+       "and read them; may be repeated. Default: none, so that nothing can be "
+       "saved",
        Folder(&ServerConfig::export_roots)},
   };
   return options;

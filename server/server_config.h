@@ -36,7 +36,7 @@ struct ServerConfig {
   int jobs_max = 1024;
   int parent_fd = -1;  // stop when the pipe's other end closes; -1: none
   std::vector<std::string> nvme_roots;    // folders for state on NVMe
-  std::vector<std::string> export_roots;  // accepted, not used yet
+  std::vector<std::string> export_roots;  // folders for checkpoints
 };
 
 // Reads flags and file. If `*printed` is not empty afterwards (--help,

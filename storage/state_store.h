@@ -9,7 +9,8 @@
 //   BeginUpdate(order)
 //   while (window = AcquireNext(); !window.empty()):
 //     for each position in window (many threads): VerifyChunk(position),
-//         if OK: kernel on View(position), then ChunkUpdated(position)
+//         if OK: BeforeUpdate(position), kernel on View(position), then
+//         ChunkUpdated(position)
 //     Release(window)
 //   Commit(record)            // or Abandon()
 //
@@ -27,6 +28,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 
@@ -36,6 +38,8 @@
 #include "common/layout.h"
 
 namespace stowage::storage {
+
+class MemoryBudget;
 
 // What a commit makes true, all of it or nothing.
 struct CommitRecord {
@@ -61,6 +65,45 @@ struct UpdateWindow {
   bool empty() const { return begin >= end; }
 };
 
+// What a snapshot cost those who went on stepping.
+struct SnapshotStats {
+  std::int64_t copied_bytes = 0;      // by updates, before they overwrote them
+  std::int64_t copies_bytes_max = 0;  // of memory for that, at once
+  std::int64_t waits = 0;             // of updates, for the snapshot's reader
+  double wait_seconds = 0;            // summed over threads
+};
+
+// The state of one committed step, to be read while later passes run: they are
+// not in it. Read by one thread, chunk by chunk; what has been read costs later
+// passes nothing any more, so read in the order of the passes.
+// Thread safety: Read() by one thread, while another uses the store; End() and
+//   stats() by any.
+// Ownership: must be destroyed before its store.
+class StateSnapshot {
+ public:
+  StateSnapshot() = default;
+  StateSnapshot(const StateSnapshot&) = delete;
+  StateSnapshot& operator=(const StateSnapshot&) = delete;
+  virtual ~StateSnapshot() = default;  // ends it
+
+  // Copies out a chunk's masters and moments (StateView's arrays, each as long
+  // as the chunk); once for each chunk of the layout, in any order.
+  // Errors: kCancelled after End(); those of the store.
+  virtual absl::Status Read(std::int32_t chunk, const StateView& into) = 0;
+
+  // Nothing more will be read: nobody waits for this snapshot any more.
+  // Idempotent.
+  virtual void End() = 0;
+  virtual SnapshotStats stats() const = 0;
+};
+
+struct SnapshotOptions {
+  // Copies that updates have to make take memory from here, at most so much;
+  // without room an update waits for the snapshot's reader.
+  MemoryBudget* budget = nullptr;
+  std::int64_t copies_bytes_max = 0;
+};
+
 // Ownership: of the state's memory or files; views are valid from the
 //   AcquireNext() that covers them to the Release() of that window.
 // Thread safety: externally synchronized, except that VerifyChunk(), View() and
@@ -84,6 +127,12 @@ class StateStore {
   //   kFailedPrecondition after a commit or inside a pass.
   virtual absl::Status Put(std::int32_t unit_index, std::int64_t begin_elems,
                            std::span<const float> values) = 0;
+
+  // Sets moments [begin, begin + values.size()) of a unit whose masters were
+  // Put() there; `kind` is kMoment1 or kMoment2. Errors: as Put().
+  virtual absl::Status PutMoment(std::int32_t unit_index, StateKind kind,
+                                 std::int64_t begin_elems,
+                                 std::span<const float> values) = 0;
 
   // Copies out what was committed (or put). `kind` is not kParam.
   // Errors: as Put(); kFailedPrecondition inside a pass.
@@ -119,6 +168,11 @@ class StateStore {
     return absl::OkStatus();
   }
 
+  // Told by the thread that is about to update the chunk, after VerifyChunk():
+  // a snapshot that has not read it yet keeps what it holds.
+  // Blocks: while the snapshot has no room for it (SnapshotOptions).
+  virtual void BeforeUpdate(std::int64_t /*position*/) {}
+
   // Told by the thread that has just updated the chunk, while its bytes are in
   // that core's cache: the place for checksums.
   virtual void ChunkUpdated(std::int64_t /*position*/) {}
@@ -138,6 +192,13 @@ class StateStore {
   virtual absl::Status Abandon() = 0;
 
   virtual const CommitRecord& committed() const = 0;
+
+  // Begins a snapshot of committed(). Cost: a byte for each chunk.
+  // Requires: no pass is running.
+  // Errors: kFailedPrecondition while another one is being read, or before the
+  //   first commit of a store that has none.
+  virtual absl::StatusOr<std::unique_ptr<StateSnapshot>> BeginSnapshot(
+      const SnapshotOptions& options) = 0;
 };
 
 }  // namespace stowage::storage

@@ -73,6 +73,11 @@ def die_with_parent():
 
 def launch(args: argparse.Namespace, timeout_s: float = 900) -> dict:
     """Starts this same script once per rank. Returns the joined report."""
+    return join(args, launch_reports(args, timeout_s))
+
+
+def launch_reports(args: argparse.Namespace, timeout_s: float = 900) -> list:
+    """Starts this same script once per rank. Returns the ranks' reports."""
     with tempfile.TemporaryDirectory(prefix="stowage-peer-") as folder:
         port = free_port()
         ranks = []
@@ -101,7 +106,7 @@ def launch(args: argparse.Namespace, timeout_s: float = 900) -> dict:
         for rank in range(args.ranks):
             with open(f"{folder}/{rank}.json") as f:
                 reports.append(json.load(f))
-    return join(args, reports)
+    return reports
 
 
 def wait_for(ranks, folder: str, timeout_s: float):

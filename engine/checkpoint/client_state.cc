@@ -8,8 +8,9 @@ namespace stowage::engine {
 namespace {
 
 constexpr std::string_view kMagic = "SWCS";
-// 2 added last_apply.
+// 2 added random_seed and last_apply.
 constexpr std::uint32_t kVersion = 2;
+constexpr std::uint32_t kVersionMin = 1;
 
 template <typename T>
 void Append(std::string& out, T value) {
@@ -76,6 +77,7 @@ std::string ClientState::Serialize() const {
   Append(out, static_cast<std::uint32_t>(trace.size()));
   for (const std::int32_t unit : trace) Append(out, unit);
   AppendText(out, user);
+  Append(out, random_seed.value_or(0));
   Append(out, last_apply.step);
   Append(out, static_cast<std::uint8_t>(last_apply.skip ? 1 : 0));
   Append(out, last_apply.gradient_factor);
@@ -100,9 +102,9 @@ absl::StatusOr<ClientState> ClientState::Parse(std::string_view bytes) {
   Reader reader(bytes.substr(kMagic.size()));
   std::uint32_t version = 0;
   if (!reader.Read(&version)) return bad("ends early");
-  if (version < 1 || version > kVersion) {
-    return bad(
-        absl::StrCat("version ", version, ", this trainer knows ", kVersion));
+  if (version < kVersionMin || version > kVersion) {
+    return bad(absl::StrCat("version ", version, ", this trainer knows ",
+                            kVersionMin, " to ", kVersion));
   }
   ClientState state;
   std::uint32_t uses = 0;
@@ -115,7 +117,8 @@ absl::StatusOr<ClientState> ClientState::Parse(std::string_view bytes) {
   state.trace.resize(uses);
   for (std::int32_t& unit : state.trace) reader.Read(&unit);
   if (!reader.ReadText(&state.user)) return bad("has a wrong length");
-  if (version >= 2 && !ReadApply(reader, &state.last_apply)) {
+  if (version >= 2 && (!reader.Read(&state.random_seed.emplace()) ||
+                       !ReadApply(reader, &state.last_apply))) {
     return bad("ends early");
   }
   if (reader.left() != 0) return bad("has a wrong length");

@@ -2,11 +2,13 @@
 // if never stopped: the bytes of ApplyArgs::client_state.
 //
 // Little-endian: "SWCS", version, then fields in the order below, strings and
-// lists with a 32-bit length. The server stores them without looking inside.
+// lists with a 32-bit length. Version 2 has random_seed at the end, version 1
+// has not. The server stores them without looking inside.
 
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +28,8 @@ struct ClientState {
   // a node that was cut off before it ends the step so, too. No groups: not
   // told (version 1).
   ApplyArgs last_apply;
+  // Of the draws in forwards (dropout); absent in version 1.
+  std::optional<std::uint64_t> random_seed;
 
   std::string Serialize() const;
   // Errors: kDataLoss for bytes that are not a client state of a known

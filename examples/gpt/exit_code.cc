@@ -28,6 +28,9 @@ int ExitCodeDuring(const absl::Status& status) {
       return kExitOk;
     case absl::StatusCode::kFailedPrecondition:
       return kExitDiverged;
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kPermissionDenied:
+      return kExitRefused;
     case absl::StatusCode::kInternal:
     case absl::StatusCode::kUnknown:
     case absl::StatusCode::kInvalidArgument:

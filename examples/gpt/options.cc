@@ -48,6 +48,26 @@ ParsedOptions ParseOptions(int argc, char** argv) {
   app.add_option("--job", o.job, "name of the job in the server");
   app.add_flag("--keep", o.keep,
                "leave the job in the server at the end, for another run");
+  CLI::Option_group* checkpoints = app.add_option_group("checkpoints");
+  checkpoints->add_option("--save", o.save,
+                          "folder of checkpoints, below a --export-root of the "
+                          "server; the last step is saved too");
+  checkpoints
+      ->add_option("--save-every", o.save_every,
+                   "save every so many steps, while training goes on; 0: at "
+                   "the end only")
+      ->check(CLI::Range(std::int64_t{0}, std::int64_t{1} << 40))
+      ->capture_default_str();
+  checkpoints
+      ->add_option("--save-keep", o.save_keep,
+                   "checkpoints to leave in the folder; 0: all")
+      ->check(CLI::Range(0, kCheckpointsKeptMax))
+      ->capture_default_str();
+  checkpoints->add_option(
+      "--resume", o.resume,
+      "begin from a checkpoint, on any number of ranks, if the server does not "
+      "have the job: latest (of --save's folder; if there is none, begin "
+      "anew), a step of it, or a path");
   app.add_option("--exchange", o.exchange,
                  "auto, segments (ranks of one host) or c10d");
   CLI::Option_group* model = app.add_option_group("model");

@@ -22,6 +22,10 @@ struct Options {
   std::string server;
   std::string job;
   bool keep = false;
+  std::string save;             // folder of checkpoints; empty: none are made
+  std::int64_t save_every = 0;  // steps; 0: at the end only
+  std::int64_t save_keep = 0;   // checkpoints left in the folder; 0: all
+  std::string resume;           // empty, "latest", a step or a path
   std::string exchange;
   ModelOptions model;
   std::optional<std::int64_t> micro_batch;

@@ -30,7 +30,8 @@ Progress::Progress(std::int64_t first_step, std::int64_t last_step,
       live_(isatty(STDOUT_FILENO) == 1),
       begin_(std::chrono::steady_clock::now()) {}
 
-void Progress::Update(const engine::StepResult& result) {
+void Progress::Update(const engine::StepResult& result,
+                      const std::string& more) {
   const auto now = std::chrono::steady_clock::now();
   const bool last = result.step >= last_step_;
   const auto wait =
@@ -59,10 +60,10 @@ void Progress::Update(const engine::StepResult& result) {
       done * static_cast<double>(tokens_per_step_) / seconds,
       Clock(left).c_str(), result.skipped ? "  (skipped: overflow)" : "");
   if (live_) {
-    std::printf("\r\x1b[K%s", line);
+    std::printf("\r\x1b[K%s%s", line, more.c_str());
     line_open_ = true;
   } else {
-    std::printf("%s\n", line);
+    std::printf("%s%s\n", line, more.c_str());
   }
   std::fflush(stdout);
 }

@@ -15,7 +15,8 @@ class Progress {
  public:
   Progress(std::int64_t first_step, std::int64_t last_step,
            std::int64_t tokens_per_step);
-  void Update(const engine::StepResult& result);
+  // `more` is put at the line's end.
+  void Update(const engine::StepResult& result, const std::string& more);
   // Ends the live line.
   void Finish();
 

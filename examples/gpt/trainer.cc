@@ -30,6 +30,7 @@
 #include "engine/engine.h"
 #include "examples/gpt/auto_values.h"
 #include "engine/monitor/process_memory.h"
+#include "examples/gpt/checkpoints.h"
 #include "examples/gpt/exit_code.h"
 #include "examples/gpt/model.h"
 #include "examples/gpt/progress.h"
@@ -199,8 +200,15 @@ absl::Status SaveWeights(engine::Engine& engine, const std::string& path) {
 class Trainer {
  public:
   Trainer(const Options& options, engine::Engine& engine,
-          Model<engine::Engine>& model, const TextData& data)
-      : options_(options), engine_(engine), model_(model), data_(data) {}
+          Model<engine::Engine>& model, const TextData& data,
+          const std::string& checkpoint_folder)
+      : options_(options),
+        engine_(engine),
+        model_(model),
+        data_(data),
+        checkpoints_(options,
+                     engine.launch().rank == 0 ? checkpoint_folder : "",
+                     engine) {}
 
   absl::Status Run() {
     const engine::config::Config& config = engine_.config();
@@ -231,7 +239,9 @@ class Trainer {
           std::chrono::duration<double, std::milli>(Clock::now() - step_begin)
               .count();
       STOWAGE_RETURN_IF_ERROR(Record(result, ms));
-      if (engine_.launch().rank == 0) progress.Update(result);
+      STOWAGE_ASSIGN_OR_RETURN(const std::string saving,
+                               checkpoints_.AfterStep());
+      if (engine_.launch().rank == 0) progress.Update(result, saving);
       stopped_ = result.stop_requested;
     }
     progress.Finish();
@@ -244,6 +254,8 @@ class Trainer {
     return absl::OkStatus();
   }
 
+  // Saves the last step. Rank 0.
+  absl::Status FinishCheckpoints() { return checkpoints_.Finish(); }
   RunFacts& facts() { return facts_; }
   bool stopped() const { return stopped_; }
 
@@ -299,6 +311,7 @@ class Trainer {
   engine::Engine& engine_;
   Model<engine::Engine>& model_;
   const TextData& data_;
+  Checkpoints checkpoints_;
   RunFacts facts_;
   std::string user_state_;
   std::ofstream trace_;
@@ -377,6 +390,10 @@ absl::StatusOr<engine::EngineOptions> MakeEngineOptions(
   made.server_threads = options.server_threads;
   made.monitor_root = options.out;
   made.tokens_per_sample = options.model.context;
+  STOWAGE_ASSIGN_OR_RETURN(const CheckpointPlan checkpoints,
+                           PlanCheckpoints(options));
+  made.load = checkpoints.load;
+  made.export_roots = checkpoints.roots();
   made.groups = {{"decay", std::nullopt}, {"no_decay", 0.0}};
   made.group_of = [](const std::string& /*name*/, const at::Tensor& parameter) {
     return parameter.dim() >= 2 ? 0 : 1;
@@ -427,6 +444,8 @@ int TrainRank(const Options& options) {
       }
     }
   }
+  const absl::StatusOr<CheckpointPlan> checkpoints = PlanCheckpoints(options);
+  if (!checkpoints.ok()) return kExitUsage;  // MakeEngineOptions() has said so
   const int cores =
       static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   at::set_num_threads(options.rank_threads > 0
@@ -446,7 +465,7 @@ int TrainRank(const Options& options) {
   if (const absl::Status started = engine.Start(); !started.ok()) {
     return Fail("start", started, ExitCodeBefore(started), rank);
   }
-  Trainer trainer(options, engine, model, *data);
+  Trainer trainer(options, engine, model, *data, checkpoints->folder);
   absl::Status status;
   std::string before;
   const std::string prompt(reinterpret_cast<const char*>(data->Sample(0)), 16);
@@ -461,6 +480,7 @@ int TrainRank(const Options& options) {
   // Where the ranks act together an interrupt counts when all have heard it.
   const bool goes_on = engine.exchange().collective() ? !trainer.stopped()
                                                       : g_interrupts == 0;
+  if (status.ok() && rank == 0) status = trainer.FinishCheckpoints();
   if (status.ok() && takes_part && goes_on) {
     status = Finish(options, engine, model, trainer, prompt, before);
   }

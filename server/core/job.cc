@@ -93,6 +93,8 @@ void Job::Shutdown(const absl::Status& why, bool remove_files) {
   }
   calls.Make();
   thread_.join();
+  // A job that was closed is still saved; a server that stops does not wait.
+  EndSave(/*finish=*/remove_files);
   std::unique_ptr<Run> run;
   std::unique_ptr<storage::StateStore> store;
   std::unique_ptr<ParamSegment> params;
@@ -448,8 +450,9 @@ absl::Status Job::Apply(const SessionState& session, const ApplyArgs& args) {
                        " before its verdict; the job is at step ", run.step));
     }
     AcceptApply(args);
-    // A commit on NVMe is no work for a session's thread.
-    if (!args.skip || busy_ || spec_.storage.on_nvme()) {
+    // A commit on NVMe is no work for a session's thread, and a snapshot that
+    // is due comes first.
+    if (!args.skip || busy_ || spec_.storage.on_nvme() || save_wanted_) {
       work_.NotifyOne();
       return absl::OkStatus();
     }
@@ -529,11 +532,13 @@ bool Job::DoOnePiece() {
   Run* run = nullptr;
   StepLedger::Landing landing;
   std::unique_ptr<Run> finished;
+  bool save = false;
   {
     MutexLock lock(mutex_);
     for (;;) {
       if (!busy_) {
-        if (apply_pending_) break;
+        save = SaveDue();
+        if (save || apply_pending_) break;
         if (stop_) return false;
         if (run_ && run_->over.ok() && run_->ledger.HasReady()) {
           run = run_.get();
@@ -550,7 +555,9 @@ bool Job::DoOnePiece() {
     }
     busy_ = true;
   }
-  if (finished) {
+  if (save) {
+    BeginSave();
+  } else if (finished) {
     ReleaseRun(std::move(finished));
   } else if (run != nullptr) {
     LandOne(*run, landing);
@@ -663,6 +670,7 @@ void Job::RunApply() {
       committed_ = *std::move(record);
       trust_ratios_ = update_->trust_ratios();
       compression_ = update_->compression();
+      last_groups_ = run->last_apply->groups;
     } else {
       const auto status = absl::Status(
           record.status().code(),

@@ -34,6 +34,7 @@
 #include "common/mutex.h"
 #include "optim/kernels.h"
 #include "server/core/admission.h"
+#include "server/core/checkpoint_save.h"
 #include "server/core/compute_team.h"
 #include "server/core/landing.h"
 #include "server/core/memory_plan.h"
@@ -44,6 +45,7 @@
 #include "server/core/session_state.h"
 #include "server/core/step_ledger.h"
 #include "server/core/step_update.h"
+#include "storage/checkpoint/reader.h"
 #include "storage/host/memory_budget.h"
 #include "storage/host/segment_folder.h"
 #include "storage/nvme/nvme_store.h"
@@ -154,6 +156,10 @@ class Job {
 
   // As JobRegistry::Rewind().
   absl::Status Rewind(std::int64_t step);
+
+  // As JobRegistry::Save() and LastSave().
+  absl::StatusOr<SaveInfo> Save(const SaveSpec& spec);
+  SaveInfo LastSave() const;
 
   // Marks the job as ending if nobody is attached. Returns: false, and the
   // number of live sessions, otherwise.
@@ -271,11 +277,28 @@ class Job {
   absl::Status ReadParams(std::int32_t unit, std::int64_t begin_elems,
                           std::span<float> out);
   absl::Status CommitInitialState() REQUIRES(mutex_);  // unlocks meanwhile
-  absl::Status WriteInitialState();
+  absl::Status WriteInitialState(const storage::CommitRecord& record);
   absl::Status KeepRecord();
   void RefreshDiskFigures();
   absl::Status RewindBusy(std::int64_t step);
   void RemoveFiles(const std::string& why);
+
+  // Checkpoints (job_checkpoint.cc). Loading is the busy one's.
+  absl::Status LoadIfNew(const LoadSpec& load);
+  absl::Status LoadUnitFrom(storage::CheckpointReader& reader,
+                            std::int32_t unit);
+  absl::Status LoadParamFrom(storage::CheckpointReader& reader,
+                             const Layout::Param& param);
+  absl::Status CheckCheckpoint(const storage::CheckpointReader& reader) const;
+  absl::Status ReadFrozen(std::int32_t unit, std::int64_t begin_elems,
+                          std::span<std::byte> out);
+  bool SaveDue() const REQUIRES(mutex_) {
+    return save_wanted_.has_value() && save_wanted_->step == committed_.step;
+  }
+  void BeginSave();
+  absl::StatusOr<std::shared_ptr<CheckpointSave>> MakeSave(
+      const SaveSpec& spec);
+  void EndSave(bool finish);
 
   // Initialization of one piece of a parameter.
   absl::Status StorePiece(const Layout::Param& param, std::int64_t begin_elems,
@@ -339,6 +362,13 @@ class Job {
   std::shared_ptr<const UpdateOrder> order_ GUARDED_BY(mutex_);
   std::vector<std::int32_t> forward_order_ GUARDED_BY(mutex_);
   std::vector<std::int32_t> trace_ GUARDED_BY(mutex_);
+  // A save that waits for its step; the last one that began (shared with
+  // whoever joins it); what is known of one that could not begin.
+  std::optional<SaveSpec> save_wanted_ GUARDED_BY(mutex_);
+  std::shared_ptr<CheckpointSave> save_ GUARDED_BY(mutex_);
+  SaveInfo save_failed_ GUARDED_BY(mutex_);
+  std::string loaded_from_ GUARDED_BY(mutex_);  // by the current run
+  std::vector<GroupStep> last_groups_ GUARDED_BY(mutex_);
   bool record_changed_ GUARDED_BY(mutex_) = false;  // to be kept on NVMe
   // Figures of Info() for a job on NVMe, as of its last commit.
   std::vector<std::int64_t> kept_steps_ GUARDED_BY(mutex_);

@@ -219,6 +219,7 @@ std::shared_ptr<SessionState> Job::AddSession(std::int32_t local_rank,
   info.params_leased = residency_ != nullptr;
   info.leased_elems_max = residency_ != nullptr ? plan_.leased_elems_max : 0;
   info.gradient_regions = run_->plan.regions;
+  info.loaded_from = loaded_from_;
   auto session = std::make_shared<SessionState>(std::move(info), local_rank,
                                                 client, observer);
   run_->sessions[static_cast<std::size_t>(local_rank)] = session;

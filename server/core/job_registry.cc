@@ -106,9 +106,10 @@ class JobRegistryImpl final : public JobRegistry {
   JobRegistryImpl(const RegistryOptions& options, std::int64_t limit_bytes,
                   const optim::KernelSet* kernels,
                   std::unique_ptr<storage::SegmentFolder> folder, int threads,
-                  NvmeRoots roots)
+                  NvmeRoots roots, NvmeRoots export_roots)
       : options_(options),
         roots_(std::move(roots)),
+        export_roots_(std::move(export_roots)),
         started_(std::chrono::steady_clock::now()),
         folder_(std::move(folder)),
         budget_(limit_bytes),
@@ -128,7 +129,7 @@ class JobRegistryImpl final : public JobRegistry {
   ~JobRegistryImpl() override { Stop(); }
 
   absl::StatusOr<std::unique_ptr<JobSession>> Attach(
-      const JobSpec& asked, const RunSpec& run, std::int32_t local_rank,
+      const JobSpec& asked, const RunSpec& asked_run, std::int32_t local_rank,
       const std::string& client, SessionObserver* observer) override;
   std::vector<JobInfo> List() const override;
   absl::Status Drop(const std::string& name) override;
@@ -136,6 +137,8 @@ class JobRegistryImpl final : public JobRegistry {
   absl::Status RollForward(const std::string& name,
                            const ApplyArgs& args) override;
   ServerInfo Info() const override;
+  absl::StatusOr<SaveInfo> Save(const SaveSpec& spec) override;
+  absl::StatusOr<SaveInfo> LastSave(const std::string& job) const override;
   void Stop() override;
 
   // Offers the jobs that lie on NVMe again. Before the first Attach().
@@ -158,6 +161,7 @@ class JobRegistryImpl final : public JobRegistry {
 
   const RegistryOptions options_;
   const NvmeRoots roots_;
+  const NvmeRoots export_roots_;
   const std::chrono::steady_clock::time_point started_;
   // Destroyed in reverse: jobs, then what they use.
   std::unique_ptr<storage::SegmentFolder> folder_;
@@ -219,13 +223,18 @@ absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::FindOrOpen(
 }
 
 absl::StatusOr<std::unique_ptr<JobSession>> JobRegistryImpl::Attach(
-    const JobSpec& asked, const RunSpec& run, std::int32_t local_rank,
+    const JobSpec& asked, const RunSpec& asked_run, std::int32_t local_rank,
     const std::string& client, SessionObserver* observer) {
   STOWAGE_RETURN_IF_ERROR(CheckJobSpec(asked));
   JobSpec job = asked;
   STOWAGE_ASSIGN_OR_RETURN(job.storage.nvme_paths,
                            roots_.Resolve(asked.storage.nvme_paths));
-  STOWAGE_RETURN_IF_ERROR(CheckRunSpec(run, local_rank));
+  STOWAGE_RETURN_IF_ERROR(CheckRunSpec(asked_run, local_rank));
+  RunSpec run = asked_run;
+  if (!run.load.folder.empty()) {
+    STOWAGE_ASSIGN_OR_RETURN(run.load.folder,
+                             export_roots_.ResolveToRead(run.load.folder));
+  }
   std::string name = client.substr(0, 256);
   for (char& c : name) {
     if (static_cast<unsigned char>(c) < 0x20) c = ' ';
@@ -378,6 +387,22 @@ absl::Status JobRegistryImpl::RollForward(const std::string& name,
   return job->RollForward(args);
 }
 
+absl::StatusOr<SaveInfo> JobRegistryImpl::Save(const SaveSpec& spec) {
+  STOWAGE_ASSIGN_OR_RETURN(const std::shared_ptr<Job> job,
+                           Find("save", spec.job));
+  SaveSpec resolved = spec;
+  STOWAGE_ASSIGN_OR_RETURN(const std::vector<std::string> folders,
+                           export_roots_.Resolve({spec.folder}));
+  resolved.folder = folders.front();
+  return job->Save(resolved);
+}
+
+absl::StatusOr<SaveInfo> JobRegistryImpl::LastSave(
+    const std::string& name) const {
+  STOWAGE_ASSIGN_OR_RETURN(const std::shared_ptr<Job> job, Find("save", name));
+  return job->LastSave();
+}
+
 absl::Status JobRegistryImpl::Drop(const std::string& name) {
   {
     MutexLock lock(mutex_);
@@ -390,6 +415,12 @@ absl::Status JobRegistryImpl::Drop(const std::string& name) {
     }
   }
   STOWAGE_ASSIGN_OR_RETURN(const std::shared_ptr<Job> job, Find("drop", name));
+  if (const SaveInfo save = job->LastSave();
+      save.phase == SavePhase::kWriting) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "drop: job \"", name, "\": its step ", save.step,
+        " is being saved; wait for that (stowctl checkpoint status)"));
+  }
   std::int32_t live = 0;
   if (!job->TryEnd(&live)) {
     return absl::FailedPreconditionError(
@@ -472,6 +503,8 @@ absl::StatusOr<std::unique_ptr<JobRegistry>> JobRegistry::Create(
   if (!roots.empty() && (!options.encode_record || !options.decode_record)) {
     return absl::InvalidArgumentError("nvme roots without a record codec");
   }
+  STOWAGE_ASSIGN_OR_RETURN(NvmeRoots export_roots,
+                           NvmeRoots::Create(options.export_roots, "export"));
   STOWAGE_ASSIGN_OR_RETURN(std::unique_ptr<storage::SegmentFolder> folder,
                            storage::SegmentFolder::Create(options.shm_dir, id));
   const int processors =
@@ -481,7 +514,8 @@ absl::StatusOr<std::unique_ptr<JobRegistry>> JobRegistry::Create(
                                        : storage::MachineMemoryBytes() / 10 * 9;
   auto registry = std::make_unique<JobRegistryImpl>(
       options, limit_bytes, kernels, std::move(folder),
-      options.threads > 0 ? options.threads : processors, std::move(roots));
+      options.threads > 0 ? options.threads : processors, std::move(roots),
+      std::move(export_roots));
   registry->FindJobs();
   return registry;
 }

@@ -124,6 +124,8 @@ struct RegistryOptions {
   std::string isa;         // empty: the best
   // Folders on NVMe that jobs may use; they must be there. Empty: none.
   std::vector<std::string> nvme_roots;
+  // Folders that checkpoints are written to and read from. Empty: none.
+  std::vector<std::string> export_roots;
   // A job's record as the bytes that are kept with its state, and back. Needed
   // where there are roots.
   std::function<std::string(const JobRecord&)> encode_record;
@@ -166,6 +168,15 @@ class JobRegistry {
   virtual absl::Status RollForward(const std::string& name,
                                    const ApplyArgs& args) = 0;
   virtual ServerInfo Info() const = 0;
+
+  // Has a committed step of a job written to files, beside its work. Returns at
+  // once; LastSave() tells how it goes.
+  // Errors: kNotFound; kPermissionDenied naming folder and roots; kUnavailable
+  //   while another save of the job runs; kAborted for a step that has passed;
+  //   kFailedPrecondition for a job without a committed step.
+  virtual absl::StatusOr<SaveInfo> Save(const SaveSpec& spec) = 0;
+  // Of the job's last save. Errors: kNotFound.
+  virtual absl::StatusOr<SaveInfo> LastSave(const std::string& job) const = 0;
 
   // Refuses new work, fails live sessions with kUnavailable "server is
   // stopping", finishes running applies, removes segments. Idempotent.

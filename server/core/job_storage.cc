@@ -96,6 +96,7 @@ absl::StatusOr<std::unique_ptr<Job::Run>> Job::MakeRun(
   } else if (residency_ != nullptr && !on_disk_.has_value()) {
     residency_->Reset(0);  // what an unfinished initialization left
   }
+  STOWAGE_RETURN_IF_ERROR(LoadIfNew(run.load));
   auto made = std::make_unique<Run>(layout_, run, plan.slots);
   made->epoch = services_->next_epoch.fetch_add(1);
   STOWAGE_ASSIGN_OR_RETURN(
@@ -222,6 +223,7 @@ absl::Status Job::OpenStore(const MemoryPlan& plan,
 }
 
 absl::Status Job::CloseState() {
+  EndSave(/*finish=*/true);
   absl::Status status;
   residency_.reset();
   if (nvme_ != nullptr) status = nvme_->Close();
@@ -336,14 +338,14 @@ absl::Status Job::CommitInitialState() {
   if (!spec_.storage.on_nvme()) return absl::OkStatus();
   busy_ = true;
   mutex_.Unlock();
-  absl::Status status = WriteInitialState();
+  absl::Status status = WriteInitialState({});
   if (status.ok()) RefreshDiskFigures();
   mutex_.Lock();
   EndBusy();
   return status;
 }
 
-absl::Status Job::WriteInitialState() {
+absl::Status Job::WriteInitialState(const storage::CommitRecord& record) {
   if (residency_ != nullptr) STOWAGE_RETURN_IF_ERROR(residency_->Settle());
   for (std::int32_t unit = 0; unit < layout_.unit_count(); ++unit) {
     if (residency_ != nullptr) break;  // each was written when it was whole
@@ -355,7 +357,7 @@ absl::Status Job::WriteInitialState() {
     STOWAGE_RETURN_IF_ERROR(payloads.Await(unit));
   }
   CrashPoint("initial-state-written");
-  STOWAGE_RETURN_IF_ERROR(nvme_->Commit({}));
+  STOWAGE_RETURN_IF_ERROR(nvme_->Commit(record));
   on_disk_ =
       storage::NvmeStoreInfo{.job_name = spec_.name,
                              .job_id = plan_.store.job_id,
@@ -366,7 +368,7 @@ absl::Status Job::WriteInitialState() {
                              .gradient_spill = plan_.store.gradient_spill,
                              .extent_bytes = plan_.store.extent_bytes,
                              .paths = plan_.store.paths,
-                             .commits = {{}},
+                             .commits = {record},
                              .job_record = nvme_->job_record()};
   if (residency_ != nullptr) return SetPayloadsCurrent(true);
   return absl::OkStatus();
@@ -447,6 +449,7 @@ absl::Status Job::Rewind(std::int64_t step) {
 
 absl::Status Job::RewindBusy(std::int64_t step) {
   if (nvme_ != nullptr) {
+    EndSave(/*finish=*/true);  // it reads what is given up here
     STOWAGE_RETURN_IF_ERROR(nvme_->Rewind(step));
     params_stale_ = true;
     on_disk_->commits = {nvme_->committed()};

@@ -30,17 +30,18 @@ std::string WithoutSlash(std::string path) {
 }  // namespace
 
 absl::StatusOr<NvmeRoots> NvmeRoots::Create(
-    const std::vector<std::string>& roots) {
+    const std::vector<std::string>& roots, const std::string& what) {
   NvmeRoots made;
+  made.what_ = what;
   for (const std::string& root : roots) {
     std::error_code error;
     const fs::path real = fs::canonical(root, error);
     if (error) {
-      return ErrnoStatus(absl::StrCat("nvme root ", root), error.value());
+      return ErrnoStatus(absl::StrCat(what, " root ", root), error.value());
     }
     if (!fs::is_directory(real, error)) {
       return absl::FailedPreconditionError(
-          absl::StrCat("nvme root ", root, ": not a folder"));
+          absl::StrCat(what, " root ", root, ": not a folder"));
     }
     if (std::find(made.roots_.begin(), made.roots_.end(), real.string()) ==
         made.roots_.end()) {
@@ -50,26 +51,39 @@ absl::StatusOr<NvmeRoots> NvmeRoots::Create(
   return made;
 }
 
+absl::StatusOr<std::string> NvmeRoots::Canonical(
+    const std::string& path) const {
+  std::error_code error;
+  // Canonical as far as it is there; the rest has no link in it yet.
+  std::string real = WithoutSlash(fs::weakly_canonical(path, error).string());
+  if (error) {
+    return ErrnoStatus(absl::StrCat(what_, " path ", path), error.value());
+  }
+  if (std::none_of(roots_.begin(), roots_.end(), [&](const std::string& root) {
+        return Below(real, root);
+      })) {
+    return absl::PermissionDeniedError(absl::StrCat(
+        what_, " path ", path,
+        real == path ? "" : absl::StrCat(" (", real, ")"),
+        " lies below none of this server's folders (",
+        roots_.empty() ? "it has none" : absl::StrJoin(roots_, ", "),
+        "); take one below them, or start stowd with --", what_, "-root ",
+        path));
+  }
+  return real;
+}
+
+absl::StatusOr<std::string> NvmeRoots::ResolveToRead(
+    const std::string& path) const {
+  return Canonical(path);
+}
+
 absl::StatusOr<std::vector<std::string>> NvmeRoots::Resolve(
     const std::vector<std::string>& paths) const {
   std::vector<std::string> resolved;
   for (const std::string& path : paths) {
     std::error_code error;
-    // Canonical as far as it is there; the rest has no link in it yet.
-    const std::string real =
-        WithoutSlash(fs::weakly_canonical(path, error).string());
-    if (error) {
-      return ErrnoStatus(absl::StrCat("nvme path ", path), error.value());
-    }
-    if (std::none_of(
-            roots_.begin(), roots_.end(),
-            [&](const std::string& root) { return Below(real, root); })) {
-      return absl::PermissionDeniedError(absl::StrCat(
-          "nvme path ", path, real == path ? "" : absl::StrCat(" (", real, ")"),
-          " lies below none of this server's folders (",
-          roots_.empty() ? "it has none" : absl::StrJoin(roots_, ", "),
-          "); take one below them, or start stowd with --nvme-root ", path));
-    }
+    STOWAGE_ASSIGN_OR_RETURN(const std::string real, Canonical(path));
     if (std::find(resolved.begin(), resolved.end(), real) != resolved.end()) {
       continue;
     }
@@ -81,7 +95,7 @@ absl::StatusOr<std::vector<std::string>> NvmeRoots::Resolve(
         if (!error && fs::is_directory(partial, error)) continue;
         if (!error) error = std::make_error_code(std::errc::not_a_directory);
         return ErrnoStatus(
-            absl::StrCat("nvme path ", path, ": make ", partial.string()),
+            absl::StrCat(what_, " path ", path, ": make ", partial.string()),
             error.value());
       }
       fs::permissions(partial, fs::perms::owner_all, error);

@@ -327,6 +327,7 @@ absl::Status StepUpdate::UpdatePart(const StepUpdateContext& context,
                                     const storage::UpdateWindow& part,
                                     std::int64_t step, ComputeTeam& team) {
   return ForChunks(context, part, team, [&](std::int64_t position) {
+    context.store.BeforeUpdate(position);
     UpdateChunk(context, position, step);
   });
 }

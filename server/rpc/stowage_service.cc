@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "proto/admin_codec.h"
+#include "proto/checkpoint_codec.h"
 #include "proto/grpc_status.h"
 #include "server/rpc/session_handler.h"
 
@@ -110,6 +111,27 @@ grpc::Status StowageService::RollForward(
       proto::DecodeRollForward(*request);
   if (!args.ok()) return proto::ToGrpcStatus(args.status());
   return proto::ToGrpcStatus(registry_.RollForward(args->name, args->apply));
+}
+
+grpc::Status StowageService::SaveJob(grpc::ServerContext* /*context*/,
+                                     const v1::SaveJobRequest* request,
+                                     v1::SaveJobResponse* response) {
+  if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
+  absl::StatusOr<SaveSpec> spec = proto::DecodeSaveJob(*request);
+  if (!spec.ok()) return proto::ToGrpcStatus(spec.status());
+  absl::StatusOr<SaveInfo> begun = registry_.Save(*spec);
+  if (!begun.ok()) return proto::ToGrpcStatus(begun.status());
+  proto::EncodeSaveInfo(*begun, response->mutable_save());
+  return grpc::Status::OK;
+}
+
+grpc::Status StowageService::GetSave(grpc::ServerContext* /*context*/,
+                                     const v1::GetSaveRequest* request,
+                                     v1::GetSaveResponse* response) {
+  absl::StatusOr<SaveInfo> save = registry_.LastSave(request->job());
+  if (!save.ok()) return proto::ToGrpcStatus(save.status());
+  proto::EncodeSaveInfo(*save, response->mutable_save());
+  return grpc::Status::OK;
 }
 
 }  // namespace stowage::rpc

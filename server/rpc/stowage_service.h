@@ -50,6 +50,12 @@ class StowageService final : public v1::Stowage::Service {
   grpc::Status RollForward(grpc::ServerContext* context,
                            const v1::RollForwardRequest* request,
                            v1::RollForwardResponse* response) override;
+  grpc::Status SaveJob(grpc::ServerContext* context,
+                       const v1::SaveJobRequest* request,
+                       v1::SaveJobResponse* response) override;
+  grpc::Status GetSave(grpc::ServerContext* context,
+                       const v1::GetSaveRequest* request,
+                       v1::GetSaveResponse* response) override;
 
  private:
   absl::Status EnterSession();

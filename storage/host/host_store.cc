@@ -86,24 +86,44 @@ absl::Status HostStore::Put(std::int32_t unit_index, std::int64_t begin_elems,
   return absl::OkStatus();
 }
 
+float* HostStore::Array(StateKind kind) const {
+  switch (kind) {
+    case StateKind::kMaster:
+      return master_;
+    case StateKind::kMoment1:
+      return moment1_;
+    case StateKind::kMoment2:
+      return moment2_;
+    case StateKind::kParam:
+      break;
+  }
+  return nullptr;
+}
+
+absl::Status HostStore::PutMoment(std::int32_t unit_index, StateKind kind,
+                                  std::int64_t begin_elems,
+                                  std::span<const float> values) {
+  STOWAGE_RETURN_IF_ERROR(CheckRange(unit_index, begin_elems,
+                                     static_cast<std::int64_t>(values.size())));
+  float* const to = Array(kind);
+  if (to == nullptr || kind == StateKind::kMaster || committed_.step > 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("state: moments of kind ", static_cast<int>(kind),
+                     " after step ", committed_.step));
+  }
+  std::copy(values.begin(), values.end(),
+            to +
+                layout_.units()[static_cast<std::size_t>(unit_index)]
+                    .state_begin_elems +
+                begin_elems);
+  return absl::OkStatus();
+}
+
 absl::Status HostStore::Read(std::int32_t unit_index, StateKind kind,
                              std::int64_t begin_elems, std::span<float> out) {
   STOWAGE_RETURN_IF_ERROR(CheckRange(unit_index, begin_elems,
                                      static_cast<std::int64_t>(out.size())));
-  const float* from = nullptr;
-  switch (kind) {
-    case StateKind::kMaster:
-      from = master_;
-      break;
-    case StateKind::kMoment1:
-      from = moment1_;
-      break;
-    case StateKind::kMoment2:
-      from = moment2_;
-      break;
-    case StateKind::kParam:
-      break;
-  }
+  const float* from = Array(kind);
   if (from == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(
         "state: kind ", static_cast<int>(kind), " is not master or moment"));
@@ -121,6 +141,7 @@ absl::Status HostStore::BeginUpdate(std::span<const std::int32_t> chunk_order) {
   }
   order_ = chunk_order;
   in_pass_ = true;
+  if (copies_ != nullptr && copies_->ended()) copies_.reset();
   acquired_ = false;
   released_ = false;
   return absl::OkStatus();
@@ -145,14 +166,55 @@ absl::StatusOr<UpdateWindow> HostStore::AcquireNext() {
   return UpdateWindow{0, static_cast<std::int64_t>(order_.size())};
 }
 
-StateView HostStore::View(std::int64_t position) {
-  const Layout::Chunk& chunk = layout_.chunks()[static_cast<std::size_t>(
-      order_[static_cast<std::size_t>(position)])];
+StateView HostStore::ChunkView(std::int32_t chunk) const {
+  const Layout::Chunk& shape =
+      layout_.chunks()[static_cast<std::size_t>(chunk)];
   const std::int64_t at =
-      layout_.units()[static_cast<std::size_t>(chunk.unit_index)]
+      layout_.units()[static_cast<std::size_t>(shape.unit_index)]
           .state_begin_elems +
-      chunk.begin_elems;
+      shape.begin_elems;
   return {master_ + at, moment1_ + at, moment2_ + at};
+}
+
+StateView HostStore::View(std::int64_t position) {
+  return ChunkView(order_[static_cast<std::size_t>(position)]);
+}
+
+void HostStore::BeforeUpdate(std::int64_t position) {
+  if (copies_ == nullptr) return;
+  const std::int32_t chunk = order_[static_cast<std::size_t>(position)];
+  copies_->BeforeUpdate(chunk, ChunkView(chunk));
+}
+
+// Everything is in memory: a chunk's copy, or the chunk itself.
+class HostStore::Snapshot final : public StateSnapshot {
+ public:
+  Snapshot(const HostStore* store, std::shared_ptr<ChunkCopies> copies)
+      : store_(store), copies_(std::move(copies)) {}
+  Snapshot(const Snapshot&) = delete;
+  Snapshot& operator=(const Snapshot&) = delete;
+  ~Snapshot() override { copies_->End(); }
+
+  absl::Status Read(std::int32_t chunk, const StateView& into) override {
+    return copies_->Take(chunk, store_->ChunkView(chunk), into);
+  }
+  void End() override { copies_->End(); }
+  SnapshotStats stats() const override { return copies_->stats(); }
+
+ private:
+  const HostStore* const store_;
+  const std::shared_ptr<ChunkCopies> copies_;  // with the store
+};
+
+absl::StatusOr<std::unique_ptr<StateSnapshot>> HostStore::BeginSnapshot(
+    const SnapshotOptions& options) {
+  STOWAGE_CHECK(!in_pass_);
+  if (copies_ != nullptr && !copies_->ended()) {
+    return absl::FailedPreconditionError(
+        "state: another snapshot is being read");
+  }
+  copies_ = std::make_shared<ChunkCopies>(layout_, options);
+  return std::make_unique<Snapshot>(this, copies_);
 }
 
 absl::Status HostStore::Release(const UpdateWindow& window) {

@@ -140,6 +140,26 @@ absl::Status NvmeStoreImpl::Commit(const CommitRecord& record) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<StateSnapshot>> NvmeStoreImpl::BeginSnapshot(
+    const SnapshotOptions& options) {
+  STOWAGE_RETURN_IF_ERROR(CheckUsable());
+  STOWAGE_CHECK(!in_pass_);
+  if (commits_.empty()) {
+    return absl::FailedPreconditionError("state: a snapshot before a commit");
+  }
+  if (pins_ != nullptr && !pins_->ended()) {
+    return absl::FailedPreconditionError(
+        "state: another snapshot is being read");
+  }
+  std::vector<std::byte*> homes(residents_.size(), nullptr);
+  for (std::size_t e = 0; e < homes.size(); ++e) {
+    if (table_.places[e] == kPlaceMemory) homes[e] = residents_[e].data;
+  }
+  pins_ = std::make_shared<SnapshotPins>(layout_, map(), table_, options);
+  return std::make_unique<NvmeSnapshot>(files_.state, names_, shape_.checksums,
+                                        pins_, std::move(homes));
+}
+
 std::vector<std::int64_t> NvmeStoreImpl::KeptSteps() const {
   std::vector<std::int64_t> steps;
   for (std::size_t i = 0; i < commits_.size(); ++i) {

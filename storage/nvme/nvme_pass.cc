@@ -115,6 +115,7 @@ absl::Status NvmeStoreImpl::BeginUpdate(
   STOWAGE_RETURN_IF_ERROR(SettleDoubt());
   STOWAGE_RETURN_IF_ERROR(FlushAllStaged());
   ForgetStaged();
+  if (pins_ != nullptr && pins_->ended()) pins_.reset();
   order_ = chunk_order;
   in_pass_ = true;
   failed_ = absl::OkStatus();
@@ -334,6 +335,15 @@ StateView NvmeStoreImpl::View(std::int64_t position) {
   return {master, master + piece.elems, master + 2 * piece.elems};
 }
 
+void NvmeStoreImpl::BeforeUpdate(std::int64_t position) {
+  if (pins_ == nullptr) return;
+  const std::int32_t chunk = order_[static_cast<std::size_t>(position)];
+  const Piece& piece = map().piece(PieceAt(position));
+  // What lies on the disk is written elsewhere.
+  if (!pins_->InMemory(piece.extent)) return;
+  pins_->copies().BeforeUpdate(chunk, View(position));
+}
+
 void NvmeStoreImpl::ChunkUpdated(std::int64_t position) {
   if (shape_.checksums) {
     const std::int64_t p = PieceAt(position);
@@ -358,6 +368,7 @@ void NvmeStoreImpl::StartWrite(std::int32_t extent) {
   // A second visit in one pass writes again where no commit refers to yet.
   if (!at.touched) {
     place = book_.Next(extent, place);
+    if (pins_ != nullptr) pins_->AwaitPlace(extent, place);
     touched_.push_back(extent);
     at.touched = true;
   }

@@ -297,6 +297,27 @@ absl::Status NvmeStoreImpl::Put(std::int32_t unit_index,
                    });
 }
 
+absl::Status NvmeStoreImpl::PutMoment(std::int32_t unit_index, StateKind kind,
+                                      std::int64_t begin_elems,
+                                      std::span<const float> values) {
+  const auto elems = static_cast<std::int64_t>(values.size());
+  STOWAGE_RETURN_IF_ERROR(CheckRange(unit_index, begin_elems, elems));
+  const bool moment =
+      kind == StateKind::kMoment1 || kind == StateKind::kMoment2;
+  if (!moment || !commits_.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("state: moments of kind ", static_cast<int>(kind),
+                     " after step ", committed_.step));
+  }
+  const std::int64_t array = kind == StateKind::kMoment1 ? 1 : 2;
+  return ForPieces(unit_index, begin_elems, elems, /*modify=*/true,
+                   [&](const Piece& piece, std::int64_t in_piece,
+                       std::int64_t count, float* state, std::int64_t done) {
+                     std::copy_n(values.data() + done, count,
+                                 state + array * piece.elems + in_piece);
+                   });
+}
+
 absl::Status NvmeStoreImpl::Read(std::int32_t unit_index, StateKind kind,
                                  std::int64_t begin_elems,
                                  std::span<float> out) {

@@ -25,6 +25,7 @@
 #include "storage/nvme/io/transfer_queue.h"
 #include "storage/nvme/manifest.h"
 #include "storage/nvme/memory_plan.h"
+#include "storage/nvme/nvme_snapshot.h"
 #include "storage/nvme/nvme_store.h"
 #include "storage/nvme/place_book.h"
 #include "storage/nvme/store_files.h"
@@ -60,6 +61,9 @@ class NvmeStoreImpl final : public NvmeStore {
   std::int64_t pinned_bytes() const override { return arena_.mapped_bytes(); }
   absl::Status Put(std::int32_t unit_index, std::int64_t begin_elems,
                    std::span<const float> values) override;
+  absl::Status PutMoment(std::int32_t unit_index, StateKind kind,
+                         std::int64_t begin_elems,
+                         std::span<const float> values) override;
   absl::Status Read(std::int32_t unit_index, StateKind kind,
                     std::int64_t begin_elems, std::span<float> out) override;
   absl::Status BeginUpdate(std::span<const std::int32_t> chunk_order) override;
@@ -68,11 +72,14 @@ class NvmeStoreImpl final : public NvmeStore {
   absl::StatusOr<UpdateWindow> AcquireNext() override;
   absl::Status VerifyChunk(std::int64_t position) override;
   StateView View(std::int64_t position) override;
+  void BeforeUpdate(std::int64_t position) override;
   void ChunkUpdated(std::int64_t position) override;
   absl::Status Release(const UpdateWindow& window) override;
   absl::Status Commit(const CommitRecord& record) override;
   absl::Status Abandon() override;
   const CommitRecord& committed() const override { return committed_; }
+  absl::StatusOr<std::unique_ptr<StateSnapshot>> BeginSnapshot(
+      const SnapshotOptions& options) override;
 
   std::vector<std::int64_t> KeptSteps() const override;
   absl::Status Rewind(std::int64_t step) override;
@@ -194,6 +201,8 @@ class NvmeStoreImpl final : public NvmeStore {
   bool in_doubt_ = false;  // a manifest was written and not confirmed
   bool closed_ = false;
   absl::Status lost_;  // memory that was the state is gone
+  // Shared with the snapshot that is being read; null if there is none.
+  std::shared_ptr<SnapshotPins> pins_;
 
   // Outside a pass.
   std::vector<Staged> staged_;  // by slot

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -21,6 +22,7 @@
 
 #include "common/layout.h"
 #include "gtest/gtest.h"
+#include "storage/host/memory_budget.h"
 #include "storage/state_store.h"
 
 namespace stowage::testing {
@@ -100,6 +102,7 @@ class StateStoreContract : public ::testing::TestWithParam<StateStoreFactory> {
               layout_.chunks()[static_cast<std::size_t>(
                   order_[static_cast<std::size_t>(at)])];
           EXPECT_TRUE(store_->VerifyChunk(at).ok());
+          store_->BeforeUpdate(at);
           const storage::StateView view = store_->View(at);
           EXPECT_EQ(reinterpret_cast<std::uintptr_t>(view.master) % 64, 0U);
           for (std::int64_t i = 0; i < chunk.elems; ++i) {
@@ -166,6 +169,33 @@ class StateStoreContract : public ::testing::TestWithParam<StateStoreFactory> {
         }
       }
     }
+  }
+
+  // Reads all of a snapshot and expects the state after `added`.
+  void ExpectSnapshot(storage::StateSnapshot& snapshot, float added) {
+    std::vector<float> data(static_cast<std::size_t>(3 * kChunkElems));
+    const storage::StateView view{data.data(), data.data() + kChunkElems,
+                                  data.data() + 2 * kChunkElems};
+    for (std::size_t c = 0; c < layout_.chunks().size(); ++c) {
+      const Layout::Chunk& chunk = layout_.chunks()[c];
+      const absl::Status read =
+          snapshot.Read(static_cast<std::int32_t>(c), view);
+      ASSERT_TRUE(read.ok()) << read;
+      for (std::int64_t i = 0; i < chunk.elems; ++i) {
+        ASSERT_EQ(view.master[i],
+                  Initial(chunk.unit_index, chunk.begin_elems + i) + added)
+            << "chunk " << c << " element " << i;
+        ASSERT_EQ(view.moment1[i], 2 * added) << "chunk " << c;
+        ASSERT_EQ(view.moment2[i], 3 * added) << "chunk " << c;
+      }
+    }
+  }
+
+  absl::Status Step(std::int64_t step, float delta) {
+    return Pass(delta, [&] {
+      return store_->Commit(
+          {.step = step, .applied_steps = step, .client_state = ""});
+    });
   }
 
   Layout layout_;
@@ -365,6 +395,83 @@ TEST_P(StateStoreContract, RefusesInitialValuesAfterACommit) {
   const std::vector<float> values(8);
   EXPECT_EQ(store_->Put(0, 0, values).code(),
             absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_P(StateStoreContract, TakesMomentsBesideMasters) {
+  PutAll();
+  const std::vector<float> values = {1.0F, 2.0F, 3.0F};
+  ASSERT_TRUE(store_->PutMoment(0, StateKind::kMoment1, 5, values).ok());
+  ASSERT_TRUE(store_->PutMoment(0, StateKind::kMoment2, 6, values).ok());
+  EXPECT_FALSE(store_->PutMoment(0, StateKind::kMaster, 6, values).ok());
+  ASSERT_TRUE(
+      store_->Commit({.step = 7, .applied_steps = 6, .client_state = "x"})
+          .ok());
+  EXPECT_EQ(store_->committed().step, 7);
+  std::vector<float> got(5);
+  ASSERT_TRUE(store_->Read(0, StateKind::kMoment1, 4, got).ok());
+  EXPECT_EQ(got, (std::vector<float>{0, 1, 2, 3, 0}));
+  ASSERT_TRUE(store_->Read(0, StateKind::kMoment2, 4, got).ok());
+  EXPECT_EQ(got, (std::vector<float>{0, 0, 1, 2, 3}));
+  ASSERT_TRUE(store_->Read(0, StateKind::kMaster, 4, got).ok());
+  EXPECT_EQ(got[0], Initial(0, 4));
+  EXPECT_EQ(store_->PutMoment(0, StateKind::kMoment1, 5, values).code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_P(StateStoreContract, ASnapshotHoldsItsStepWhileALaterOneRuns) {
+  PutAll();
+  ASSERT_TRUE(Step(1, 0.5F).ok());
+  storage::MemoryBudget budget(std::int64_t{1} << 30);
+  auto snapshot = store_->BeginSnapshot(
+      {.budget = &budget, .copies_bytes_max = std::int64_t{1} << 28});
+  ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+  EXPECT_EQ(store_->BeginSnapshot({}).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  ASSERT_TRUE(Step(2, 0.25F).ok());
+  ExpectSnapshot(**snapshot, 0.5F);
+  (*snapshot)->End();
+  EXPECT_EQ(budget.in_use_bytes(), 0) << "copies are given back";
+  EXPECT_EQ((*snapshot)->Read(0, {}).code(), absl::StatusCode::kCancelled);
+  ExpectState(0.75F);
+  ASSERT_TRUE(Step(3, 0.25F).ok());
+  ExpectState(1.0F);
+}
+
+// The reader runs beside the passes; without room for copies they wait for it.
+TEST_P(StateStoreContract, SnapshotsAreWholeWhateverTheTimingAndTheRoom) {
+  PutAll();
+  ASSERT_TRUE(Step(1, 1.0F).ok());
+  storage::MemoryBudget budget(std::int64_t{1} << 30);
+  std::int64_t step = 1;
+  for (const std::int64_t room :
+       {std::int64_t{0}, std::int64_t{1} << 20, std::int64_t{1} << 28}) {
+    auto snapshot =
+        store_->BeginSnapshot({.budget = &budget, .copies_bytes_max = room});
+    ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+    const auto added = static_cast<float>(step);
+    std::thread reader([&] { ExpectSnapshot(**snapshot, added); });
+    for (int i = 0; i < 3; ++i) ASSERT_TRUE(Step(++step, 1.0F).ok());
+    reader.join();
+    EXPECT_LE((*snapshot)->stats().copies_bytes_max, room);
+  }
+  ExpectState(static_cast<float>(step));
+}
+
+TEST_P(StateStoreContract, ASnapshotThatIsGivenUpHoldsNobodyUp) {
+  PutAll();
+  ASSERT_TRUE(Step(1, 1.0F).ok());
+  auto snapshot =
+      store_->BeginSnapshot({.budget = nullptr, .copies_bytes_max = 0});
+  ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    (*snapshot)->End();
+  });
+  for (std::int64_t step = 2; step < 5; ++step) {
+    ASSERT_TRUE(Step(step, 1.0F).ok());
+  }
+  other.join();
+  ExpectState(4.0F);
 }
 
 }  // namespace stowage::testing
