@@ -96,8 +96,10 @@ void Disk(const PlanScreen& screen, std::string* out) {
 void Time(const PlanScreen& screen, std::string* out) {
   const forecast::Forecast& f = screen.forecast;
   *out += "\nA step\n";
+  const char* where = "moves";
   for (const forecast::Amount& amount : f.moved) {
-    Line("moves", amount.what, HumanBytes(amount.bytes), "", out);
+    Line(where, amount.what, HumanBytes(amount.bytes), "", out);
+    where = "";
   }
   if (f.step < 0) return;
   Line("takes", "forward", Milliseconds(f.forward), "", out);
@@ -180,8 +182,9 @@ std::string PlanText(const PlanScreen& screen) {
       std::string(DtypeName(config.precision)));
   absl::StrAppendFormat(
       &out,
-      "  job    stage %d, %d ranks of %d threads, %d x %d samples each: %d a "
-      "step\n",
+      "  job    stage %d, ranks %d, threads of each %d; samples %d x %d each, "
+      "%d "
+      "a step\n",
       config.zero_optimization.stage, config.world_size,
       screen.workload.threads_per_rank, config.train_micro_batch_size_per_gpu,
       config.gradient_accumulation_steps, config.train_batch_size);

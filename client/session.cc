@@ -401,8 +401,8 @@ class SessionImpl final : public Session {
     if (begin_elems < 0 || begin_elems > unit_elems ||
         elems > unit_elems - begin_elems) {
       return absl::InvalidArgumentError(absl::StrCat(
-          what, ": elements ", begin_elems, " to ", begin_elems + elems,
-          " of unit \"", UnitAt(unit).name, "\", which has ", unit_elems));
+          what, ": ", elems, " elements from ", begin_elems, " of unit \"",
+          UnitAt(unit).name, "\", which has ", unit_elems));
     }
     return absl::OkStatus();
   }

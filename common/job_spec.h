@@ -233,7 +233,7 @@ struct JobInfo {
   // Step `step` (the next) has a verdict and no apply, its run has ended, and
   // RollForward() can end it.
   bool prepared = false;
-  TrustRatios trust_ratios;            // as Verdict's
+  TrustRatios trust_ratios;  // as Verdict's
   Compression compression;
 
   friend bool operator==(const JobInfo&, const JobInfo&) = default;

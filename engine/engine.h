@@ -204,7 +204,7 @@ class Engine {
   bool resumed() const { return resumed_; }
   // The checkpoint that this run began from; empty: none.
   const std::string& loaded_from() const {
-    return session_->info().loaded_from;
+    return exchange_->info().loaded_from;
   }
   std::int64_t step() const { return step_; }
   std::int64_t global_samples() const { return global_samples_; }

@@ -168,8 +168,7 @@ class Prediction {
     if (plan_.slots.ring) {
       add("gradient sums", slots() * 8 * params());
     }
-    add("optimizer (state in and out, gradients in, parameters out)",
-        AdamBytes());
+    add("the optimizer's pass", AdamBytes());
     add("read from disk", forecast_.disk_read);
     add("written to disk", forecast_.disk_written);
   }

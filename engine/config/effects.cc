@@ -27,6 +27,13 @@ void WarnOfOptimizer(const Config& config, Settings& settings) {
                   "type Adam decays its weights decoupled, as AdamW does, "
                   "unless adam_w_mode is false");
   }
+  if (optimizer.type == OptimizerType::kLamb &&
+      config.zero_optimization.stage > 0 &&
+      !config.zero_allow_untested_optimizer) {
+    settings.Warn("zero_allow_untested_optimizer",
+                  "DeepSpeed refuses Lamb with ZeRO unless this is true; here "
+                  "it runs");
+  }
   if (optimizer.type == OptimizerType::kAdamW && !optimizer.adam_w_mode) {
     settings.Warn("optimizer.params.adam_w_mode",
                   "false has no effect: type AdamW is always decoupled; type "
@@ -143,11 +150,26 @@ std::string WhyNoEffect(Needs needs, const Config& config) {
   return "";
 }
 
+namespace {
+
+// A key of the exchange between ranks that says what segments do anyway.
+bool IsAsInSegments(const Setting& setting) {
+  if (setting.key->needs != Needs::kC10d || !setting.has_value) return false;
+  if (setting.key->type == KeyType::kBool) {
+    const bool wanted =
+        std::string_view(setting.key->path) != "prescale_gradients";
+    return setting.value.boolean == wanted;
+  }
+  return setting.key->type == KeyType::kNumber && setting.value.number == 1;
+}
+
+}  // namespace
+
 void WarnOfCombinations(const Config& config, Settings& settings) {
   for (const Setting& setting : settings.all()) {
     if (!setting.in_file || *setting.key->same_as != '\0') continue;
     const std::string why = WhyNoEffect(setting.key->needs, config);
-    if (!why.empty()) {
+    if (!why.empty() && !IsAsInSegments(setting)) {
       settings.Warn(setting.key->path, Cat("no effect: ", why));
     }
   }

@@ -300,11 +300,6 @@ absl::Status CheckCombinations(const Settings& s, const Config& config) {
                    " is above optimizer.params.max_coeff, ",
                    config.optimizer.max_coeff));
   }
-  if (config.optimizer.type == OptimizerType::kLamb && zero.stage > 0 &&
-      !config.zero_allow_untested_optimizer) {
-    errors.Add(Cat(s.Show("optimizer.type"), " with zero_optimization.stage ",
-                   zero.stage, " needs zero_allow_untested_optimizer true"));
-  }
   if (IsOneBit(config.optimizer.type) && zero.stage != 0) {
     errors.Add(Cat(s.Show("optimizer.type"),
                    " needs zero_optimization.stage 0, which is ", zero.stage,

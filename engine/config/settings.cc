@@ -276,6 +276,7 @@ void Settings::CheckOwners() {
           HasOwner(key, type.value.text)) {
         continue;
       }
+      if (!setting.has_value && !setting.is_auto) continue;  // said already
       errors_.Add(Cat(Where(setting.position), ": ", key.path, ": ",
                       type.value.text, " has no such parameter; it is one of ",
                       absl::StrReplaceAll(key.owners, {{"|", ", "}})));

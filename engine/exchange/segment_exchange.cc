@@ -54,9 +54,9 @@ absl::StatusOr<std::span<std::byte>> SegmentExchange::GradientTarget(
     STOWAGE_RETURN_IF_ERROR(session_->ClaimRegion(unit));
   }
   if (info.slots_are_ring || info.gradient_regions > 0) {
-    gradients_seconds_ += std::chrono::duration<double>(
-                              std::chrono::steady_clock::now() - begin)
-                              .count();
+    gradients_seconds_ +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin)
+            .count();
   }
   return session_->gradient_slot(micro, unit);
 }

@@ -63,9 +63,9 @@ struct MemoryUse {
   std::int64_t allocated_bytes_max = 0;
   std::int64_t reserved_bytes = 0;
   std::int64_t reserved_bytes_max = 0;
-  std::int64_t private_bytes = 0;  // of allocated: no file's, no segment's
   std::int64_t host_used_bytes = 0;
   std::int64_t host_total_bytes = 0;
+  std::int64_t private_bytes = 0;  // of allocated: no file's, no segment's
 };
 std::string MemoryLines(std::string_view where, const MemoryUse& use);
 

@@ -90,8 +90,7 @@ std::vector<Event> StepReporter::EventsOf(const StepFacts& facts,
   // The verdict on this step knows these of the step before.
   const std::int64_t before = x - config_.train_batch_size;
   if (facts.compression.rounds > 0) {
-    events.push_back(
-        {kEventCompressionError, facts.compression.error, before});
+    events.push_back({kEventCompressionError, facts.compression.error, before});
   }
   if (const TrustRatios& ratios = facts.trust_ratios; ratios.tensors > 0) {
     events.push_back({kEventTrustRatioMin, ratios.min, before});

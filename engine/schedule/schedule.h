@@ -79,8 +79,8 @@ struct ScheduleSpec {
   std::optional<std::int64_t> cycle_second_step_size;    // absent: as first
   std::int64_t cycle_first_stair_count = 0;              // 0: continuous
   std::optional<std::int64_t> cycle_second_stair_count;  // absent: as first
-  bool ignore_stairs = false;  // as DeepSpeed did before 0.19
-  std::int64_t decay_step_size = 0;                      // steps; 0: no decay
+  bool ignore_stairs = false;        // as DeepSpeed did before 0.19
+  std::int64_t decay_step_size = 0;  // steps; 0: no decay
   bool cycle_momentum = true;
   double cycle_min_mom = 0.8;
   double cycle_max_mom = 0.9;

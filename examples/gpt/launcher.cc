@@ -112,7 +112,11 @@ int LaunchRanks(int ranks, const std::function<int()>& rank_main) {
                        static_cast<int>(ended), strsignal(WTERMSIG(status)));
         }
         if (code != 0) {
-          if (exit_code == 0) exit_code = code;
+          // A rank that lost the others is a consequence of theirs.
+          if (exit_code == 0 ||
+              (exit_code == kExitLost && code != kExitInternal)) {
+            exit_code = code;
+          }
           if (!deadline_set) {
             deadline = std::chrono::steady_clock::now() + kGrace;
             deadline_set = true;

@@ -63,11 +63,15 @@ ParsedOptions ParseOptions(int argc, char** argv) {
                    "checkpoints to leave in the folder; 0: all")
       ->check(CLI::Range(0, kCheckpointsKeptMax))
       ->capture_default_str();
-  checkpoints->add_option(
-      "--resume", o.resume,
-      "begin from a checkpoint, on any number of ranks, if the server does not "
-      "have the job: latest (of --save's folder; if there is none, begin "
-      "anew), a step of it, or a path");
+  const CLI::Option* resume =
+      checkpoints
+          ->add_option(
+              "--resume", o.resume,
+              "begin from a checkpoint, on any number of ranks, if the "
+              "server does not have the job: latest (of --save's "
+              "folder, also without a value; if there is none, begin "
+              "anew), a step of it, or a path")
+          ->expected(0, 1);
   app.add_option("--exchange", o.exchange,
                  "auto, segments (ranks of one host) or c10d");
   CLI::Option_group* model = app.add_option_group("model");
@@ -134,6 +138,10 @@ ParsedOptions ParseOptions(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     parsed.exit_code = app.exit(error) == 0 ? 0 : 2;
     return parsed;
+  }
+  // CLI11 gives an option without its value that of a flag.
+  if (resume->count() > 0 && (o.resume.empty() || o.resume == "true")) {
+    o.resume = "latest";
   }
   if (o.model.width % o.model.heads != 0) {
     std::fprintf(

@@ -28,8 +28,8 @@
 #include "engine/checkpoint/safetensors.h"
 #include "engine/device/host_allocator.h"
 #include "engine/engine.h"
-#include "examples/gpt/auto_values.h"
 #include "engine/monitor/process_memory.h"
+#include "examples/gpt/auto_values.h"
 #include "examples/gpt/checkpoints.h"
 #include "examples/gpt/exit_code.h"
 #include "examples/gpt/model.h"
@@ -478,8 +478,8 @@ int TrainRank(const Options& options) {
   }
   if (status.ok()) status = trainer.Run();
   // Where the ranks act together an interrupt counts when all have heard it.
-  const bool goes_on = engine.exchange().collective() ? !trainer.stopped()
-                                                      : g_interrupts == 0;
+  const bool goes_on =
+      engine.exchange().collective() ? !trainer.stopped() : g_interrupts == 0;
   if (status.ok() && rank == 0) status = trainer.FinishCheckpoints();
   if (status.ok() && takes_part && goes_on) {
     status = Finish(options, engine, model, trainer, prompt, before);

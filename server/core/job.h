@@ -210,7 +210,7 @@ class Job {
     // Sums on NVMe: by unit, its first parameter with a non-finite gradient,
     // found while its sum was in memory.
     std::map<std::int32_t, std::string> nonfinite;
-    std::vector<bool> prepared;                // by local rank, for `step`
+    std::vector<bool> prepared;  // by local rank, for `step`
     std::vector<std::chrono::steady_clock::time_point> prepared_at;
     std::vector<std::vector<double>> scalars;  // by local rank
     // The last verdict given: of `step`, or of the step before it.

@@ -91,12 +91,22 @@ std::string StillRunning(const SaveInfo& save) {
                       HumanBytes(save.bytes_total), ")");
 }
 
+// The errors of a 1-bit optimizer's signs are in no checkpoint.
+absl::Status CheckCheckpointable(const JobSpec& spec) {
+  if (!spec.optimizer.one_bit()) return absl::OkStatus();
+  return absl::UnimplementedError(
+      absl::StrCat("job \"", spec.name,
+                   "\": checkpoints of 1-bit optimizers are not built: the "
+                   "errors of their signs would be lost"));
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------------------
 // Saving
 
 absl::StatusOr<SaveInfo> Job::Save(const SaveSpec& spec) {
+  STOWAGE_RETURN_IF_ERROR(CheckCheckpointable(spec_));
   MutexLock lock(mutex_);
   if (closing_) {
     return absl::UnavailableError(
@@ -327,6 +337,7 @@ absl::Status Job::LoadIfNew(const LoadSpec& load) {
     loaded_from_.clear();
     if (load.folder.empty() || initialized_) return absl::OkStatus();
   }
+  STOWAGE_RETURN_IF_ERROR(CheckCheckpointable(spec_));
   const auto begin = std::chrono::steady_clock::now();
   absl::StatusOr<std::string> path =
       storage::FindCheckpoint(load.folder, load.step);

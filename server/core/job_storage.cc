@@ -143,10 +143,9 @@ absl::Status Job::AllocateJob(const RunSpec& run,
   // The segment first: a full tmpfs shows at once, memory takes a while.
   STOWAGE_ASSIGN_OR_RETURN(
       std::unique_ptr<ParamSegment> params,
-      ParamSegment::Create(layout_, id_, *services_->folder, LocksMemory(),
-                           services_->budget,
-                           reservation.Split(plan.need.param_bytes),
-                           plan.params_leased));
+      ParamSegment::Create(
+          layout_, id_, *services_->folder, LocksMemory(), services_->budget,
+          reservation.Split(plan.need.param_bytes), plan.params_leased));
   std::vector<std::int32_t> first;
   {
     MutexLock lock(mutex_);

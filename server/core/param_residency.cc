@@ -365,6 +365,11 @@ void ParamResidency::Pump(std::vector<LeaseGrant>* grants) {
 }
 
 void ParamResidency::ReadAhead() {
+  // Whoever waits to write gets the room that reads in flight hold.
+  if (std::any_of(units_.begin(), units_.end(),
+                  [](const Unit& unit) { return unit.writers_waiting > 0; })) {
+    return;
+  }
   const auto length = static_cast<std::int64_t>(trace_.size());
   for (const Place& place : places_) {
     std::int32_t units = 0;
@@ -374,7 +379,8 @@ void ParamResidency::ReadAhead() {
       const std::int32_t u = trace_[static_cast<std::size_t>(at % length)];
       const Unit& unit = At(u);
       const bool next_step = at >= length && place.pass + 1 >= micro_steps_;
-      if (next_step && unit.version <= place.step) return;  // not made yet
+      if (next_step && unit.version <= place.step) return;    // not made yet
+      if (!next_step && unit.version > place.step) continue;  // no use of it
       if (unit.where == Where::kReading) {
         ++units;
         bytes += unit.bytes;

@@ -69,11 +69,12 @@ absl::Status SessionHandler::Attach(const proto::OpenArgs& args) {
   STOWAGE_ASSIGN_OR_RETURN(
       session_,
       registry_.Attach(args.job, args.run, args.local_rank, client_, this));
-  calls_.emplace(*session_, args.run.local_ranks,
-                 [this](v1::ServerMessage answer) {
-                   return outbox_.PushAndWait(std::move(answer));
-                 },
-                 [this] { return !context_.IsCancelled(); });
+  calls_.emplace(
+      *session_, args.run.local_ranks,
+      [this](v1::ServerMessage answer) {
+        return outbox_.PushAndWait(std::move(answer));
+      },
+      [this] { return !context_.IsCancelled(); });
   v1::ServerMessage answer;
   v1::Attached* attached = answer.mutable_attached();
   proto::EncodeAttachInfo(session_->info(), attached->mutable_info());

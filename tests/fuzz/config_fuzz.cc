@@ -36,8 +36,8 @@ config::TrainerValues Trainer() {
 
 // An error is one that can be shown: not empty, no zero byte in it.
 void CheckError(const absl::Status& status) {
-  const std::string_view message = status.message();
-  if (message.empty() || message.find('\0') != std::string_view::npos) abort();
+  const std::string message(status.message());
+  if (message.empty() || message.find('\0') != std::string::npos) abort();
 }
 
 void Use(const config::Resolution& resolution) {

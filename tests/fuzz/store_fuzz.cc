@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/layout.h"
@@ -116,7 +117,8 @@ const std::map<std::string, std::string>& Pristine() {
     std::map<std::string, std::string> made;
     for (const std::string& path : options.paths) {
       const std::string folder = StoreFolder(path, options.job_name);
-      for (const std::string& name : *disk.List(folder)) {
+      const std::vector<std::string> names = *disk.List(folder);
+      for (const std::string& name : names) {
         made[folder + "/" + name] = disk.Contents(folder + "/" + name);
       }
     }
@@ -225,7 +227,7 @@ void One(fuzz::Input input) {
   if (Step(**store, before).ok() && !sealed) {
     STOWAGE_FUZZ_CHECK((*store)->committed().step == before + 1, "");
   } else {
-    (*store)->Abandon();
+    (void)(*store)->Abandon();
   }
   (void)(*store)->Close();
 }

@@ -35,7 +35,7 @@ class Checkpoints(unittest.TestCase):
         trace = folder.file(f"trace-{random.random()}")
         out = p.train(config, folder.file("text"), *p.TINY, "--ranks", str(ranks),
                       "--micro-batch", "2", "--accumulation", str(micro // ranks),
-                      "--steps", str(steps), "--no-weights", "--warmup-steps", "4",
+                      "--steps", str(steps), "--no-weights", "--warmup-steps", "4", "--rank-threads", "1",
                       "--trace", trace, *args, timeout=300)
         self.assertEqual(out.returncode, code, out.stderr + out.stdout)
         self.output = out.stderr + out.stdout
@@ -129,7 +129,7 @@ class Checkpoints(unittest.TestCase):
                 server = p.Stowd(folder, "--export-root", save)
                 trainer = p.start_train(
                     folder, config, folder.file("text"), *p.TINY, "--ranks", "2",
-                    "--micro-batch", "1", "--steps", "1000000", "--no-weights", "--lr", "1e-3",
+                    "--micro-batch", "1", "--steps", "1000000", "--no-weights",
                     "--warmup-steps", "4", "--server", server.address, "--job", "killed",
                     "--save", save, "--save-every", "3", "--save-keep", "3", "--resume", "latest")
                 try:

@@ -51,15 +51,14 @@ def every():
             for values in itertools.product(*FACTORS.values())]
 
 
-def pairwise():
-    """A small set in which every two values of two factors meet: greedy, and
-    the same each time."""
+def pairwise(candidates=None):
+    """A small set in which every two values of two factors meet that meet in
+    `candidates` (all): greedy, and the same each time."""
     names = list(FACTORS)
-    open_pairs = {(a, x, b, y)
-                  for a, b in itertools.combinations(names, 2)
-                  for x in FACTORS[a] for y in FACTORS[b]}
+    candidates = every() if candidates is None else candidates
+    open_pairs = {(a, row[a], b, row[b]) for row in candidates
+                  for a, b in itertools.combinations(names, 2)}
     rows = []
-    candidates = every()
     while open_pairs:
         def gain(row):
             return sum((a, row[a], b, row[b]) in open_pairs
@@ -137,6 +136,17 @@ class Runner:
         if out.returncode != 0 or "this build refuses" in out.stderr:
             return reason_of(out.stderr)
         return None
+
+    def accepted(self):
+        """All combinations that this build trains; where state and parameters
+        lie decides."""
+        places = {}
+        for case in every():
+            place = (case["stage"], case["optimizer"], case["param"])
+            if place not in places:
+                places[place] = self.refusal(case) is None
+        return [case for case in every()
+                if places[case["stage"], case["optimizer"], case["param"]]]
 
     @staticmethod
     def _reference_key(case):

@@ -28,42 +28,34 @@ class Pairwise(unittest.TestCase):
                 self.assertEqual(len(met), len(matrix.FACTORS[a]) *
                                  len(matrix.FACTORS[b]), (a, b))
 
-    def test_trains_as_plain_or_is_refused_with_a_documented_reason(self):
-        documented = p.read(os.path.join(p.SOURCE, "docs/config-matrix.md"))
+    def test_trains_as_plain_or_is_refused_with_a_reason(self):
         begin = time.monotonic()
-        results = []
-        cases = matrix.pairwise()
-        # Most pairs are of refused cases: those that train are few, so add the
-        # places that the demo's files use.
-        cases += [dict(stage=stage, optimizer="cpu",
-                       param="cpu" if stage == 3 else "none", precision="fp16",
-                       schedule="WarmupLR", accumulation=1, ranks=2)
-                  for stage in (2, 3)]
         with p.Folder() as folder:
             runner = matrix.Runner(p.BIN, folder)
-            refusals = [runner.refusal(case) for case in cases]
-            runner.compute_references(
-                [c for c, why in zip(cases, refusals) if why is None])
             os.makedirs(folder.file("disk"), exist_ok=True)
-            left = 0
-            for case, why in zip(cases, refusals):
-                if why is None and time.monotonic() - begin > SECONDS_MAX:
-                    left += 1
-                    continue
-                difference = None
-                if why is None:
-                    difference, why = runner.train(case)
-                results.append((case, difference, why))
+            # Every pair of values, most of them refused somewhere; then every
+            # pair that this build trains.
+            for case in matrix.pairwise():
+                why = runner.refusal(case)
+                if why is not None:
+                    self.assertRegex(why, r"^[a-z_.]+ = .*: \w+",
+                                     matrix.name_of(case))
+            cases = matrix.pairwise(runner.accepted())
+            runner.compute_references(cases)
+            results = []
+            for case in cases:
+                if time.monotonic() - begin > SECONDS_MAX:
+                    break
+                difference, why = runner.train(case)
+                self.assertIsNone(why, f"{matrix.name_of(case)}: explain lets "
+                                  "it pass, the trainer does not")
+                results.append((case, difference, None))
         print(matrix.table(results))
-        if left:
-            print(f"{left} cases were left out after {SECONDS_MAX} s")
+        if len(results) < len(cases):
+            print(f"{len(cases) - len(results)} cases were left out after "
+                  f"{SECONDS_MAX} s")
         self.assertEqual(matrix.faults(results), [])
-        self.assertGreaterEqual(
-            sum(1 for _, difference, _ in results if difference is not None), 8)
-        for case, _, why in results:
-            if why is not None:
-                self.assertIn(why.replace("|", " "), documented,
-                              matrix.name_of(case))
+        self.assertGreaterEqual(len(results), 5)
 
 
 if __name__ == "__main__":

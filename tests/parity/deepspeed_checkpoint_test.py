@@ -164,25 +164,31 @@ print(float(torch.nn.functional.cross_entropy(logits.reshape(-1, 256), rows[:, 1
             print(f"loss of step 5: {whole[5]} here, {got} in transformers")
 
     def test_a_pickle_that_wants_to_run_something_is_refused(self):
-        with p.Folder() as folder:
-            theirs = folder.file("ds")
-            os.makedirs(f"{theirs}/global_step1")
-            with open(f"{theirs}/latest", "w") as file:
-                file.write("global_step1")
-            run(PYTHON, "-c", f"""
+        # The second asks for what the file of a member of an enumeration asks for.
+        for made, said in (("(os.system, (command,))", "system, which is not on the list"),
+                           ("(getattr, (torch.Size, '__subclasses__'))",
+                            "getattr of something that is not a ZeRO stage")):
+            with self.subTest(made), p.Folder() as folder:
+                theirs = folder.file("ds")
+                os.makedirs(f"{theirs}/global_step1")
+                with open(f"{theirs}/latest", "w") as file:
+                    file.write("global_step1")
+                run(PYTHON, "-c", f"""
 import os, torch
+command = "touch {folder.file('ran')}"
 class Evil:
     def __reduce__(self):
-        return (os.system, ("touch {folder.file('ran')}",))
+        return {made}
 torch.save({{"optimizer_state_dict": Evil()}},
            "{theirs}/global_step1/zero_pp_rank_0_mp_rank_00_optim_states.pt")
 """)
-            out = subprocess.run([PYTHON, CONVERT, "from-deepspeed", theirs, folder.file("out")],
-                                 capture_output=True, text=True, timeout=120)
-            self.assertEqual(out.returncode, 1)
-            self.assertIn("system, which is not on the list", out.stderr)
-            self.assertFalse(os.path.exists(folder.file("ran")))
-            self.assertFalse(os.path.exists(folder.file("out")))
+                out = subprocess.run([PYTHON, CONVERT, "from-deepspeed", theirs,
+                                      folder.file("out")],
+                                     capture_output=True, text=True, timeout=120)
+                self.assertEqual(out.returncode, 1)
+                self.assertIn(said, out.stderr)
+                self.assertFalse(os.path.exists(folder.file("ran")))
+                self.assertFalse(os.path.exists(folder.file("out")))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/unique_fd.h"
+#include "proto/job_codec.h"
 #include "proto/session_codec.h"
 
 #include "stowage/v1/service.grpc.pb.h"

@@ -95,8 +95,9 @@ def write(folder, tag, source, names, fp16_config=None):
     fp16 = body["layout"]["param_dtype"] == "fp16"
     dynamic = fp16 and state.loss_scale.kind != 1
     with _scaler_class(dynamic) as made:
+        # No clip_grad: stages 1 and 2 would take it in place of the run's own.
         optimizer = {
-            "dynamic_loss_scale": dynamic, "overflow": False, "clip_grad": 0.0,
+            "dynamic_loss_scale": dynamic, "overflow": False,
             "ds_version": DS_VERSION, "partition_count": 1, "param_groups": param_groups,
             "optimizer_state_dict": {
                 "state": {i: {"step": body["applied_steps"]} for i in range(len(groups))},

@@ -46,7 +46,29 @@ class ZeroStage(enum.IntEnum):
     weights = 3
 
 
+_STAGES = {stage.name: stage for stage in ZeroStage}
+
+
+def _stage(of, name):
+    """What `getattr` becomes: Python 3.11 pickles a member of an enumeration as
+    getattr(class, name). Gives ZeRO's stages, no attribute of anything."""
+    if of is not ZeroStage or type(name) is not str or name not in _STAGES:
+        raise Refused("it asks for getattr of something that is not a ZeRO stage, which no "
+                      "checkpoint needs")
+    return _STAGES[name]
+
+
+def _tensor_of_type(rebuild, kind, arguments, state=None):
+    """torch._tensor._rebuild_from_type_v2 for plain tensors; the attributes that
+    stage 3 hangs onto one are left out."""
+    if rebuild is not torch._utils._rebuild_tensor_v2 or kind is not torch.Tensor:
+        raise Refused("it asks for a tensor of a kind that is not torch's own, which no "
+                      "checkpoint needs")
+    return rebuild(*arguments)
+
+
 ALLOWED = {
+    ("builtins", "getattr"): _stage,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
     ("builtins", "dict"): dict,
@@ -55,7 +77,9 @@ ALLOWED = {
     ("builtins", "int"): int,
     ("builtins", "float"): float,
     ("torch", "Size"): torch.Size,
+    ("torch", "Tensor"): torch.Tensor,
     ("torch", "device"): torch.device,
+    ("torch._tensor", "_rebuild_from_type_v2"): _tensor_of_type,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"): LossScaler,
@@ -72,7 +96,8 @@ for _name in ("FloatStorage", "DoubleStorage", "HalfStorage", "BFloat16Storage",
 
 class Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        found = ALLOWED.get((module, name))
+        # Up to protocol 2 the module has its name of Python 2.
+        found = ALLOWED.get(("builtins" if module == "__builtin__" else module, name))
         if found is None:
             raise Refused(f"it asks for {module}.{name}, which is not on the list of what a "
                           "checkpoint needs")

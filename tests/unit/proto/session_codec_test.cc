@@ -208,13 +208,6 @@ TEST(SessionCodec, PrepareTakesAnyValuesButNotTooMany) {
              for (int i = 0; i < 65536; ++i) m->add_scalars(0);
            },
            "scalars: 65538"},
-          {"too many waits",
-           [](M* m) {
-             while (m->rank_wait_seconds_size() < 257) {
-               m->add_rank_wait_seconds(0);
-             }
-           },
-           "waits of ranks: 257"},
       });
 }
 
@@ -320,6 +313,13 @@ TEST(SessionCodec, VerdictComesBackAsItWasAndRefusesTheRest) {
              }
            },
            "scalars: 65538"},
+          {"too many waits",
+           [](M* m) {
+             while (m->rank_wait_seconds_size() < 257) {
+               m->add_rank_wait_seconds(0);
+             }
+           },
+           "waits of ranks: 257"},
       });
 }
 

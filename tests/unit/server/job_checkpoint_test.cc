@@ -287,7 +287,9 @@ TEST_F(JobCheckpointTest, AServerThatStopsDoesNotWaitForASave) {
   ASSERT_TRUE(registry->Save(Spec()).ok());
   registry->Stop();
   // Complete or not there.
-  for (const std::int64_t step : *storage::ListCheckpoints(export_ + "/run")) {
+  const auto steps = storage::ListCheckpoints(export_ + "/run");
+  ASSERT_TRUE(steps.ok()) << steps.status();
+  for (const std::int64_t step : *steps) {
     EXPECT_TRUE(storage::ReadCheckpoint(export_ + "/run/" +
                                         storage::CheckpointName(step))
                     .ok());

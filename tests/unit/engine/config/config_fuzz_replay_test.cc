@@ -26,10 +26,10 @@ TEST(ConfigFuzz, SavedInputsAreReplayed) {
     std::ifstream file(entry.path(), std::ios::binary);
     const std::string bytes((std::istreambuf_iterator<char>(file)),
                             std::istreambuf_iterator<char>());
-    EXPECT_EQ(LLVMFuzzerTestOneInput(
-                  reinterpret_cast<const std::uint8_t*>(bytes.data()),
-                  bytes.size()),
-              0);
+    EXPECT_EQ(
+        LLVMFuzzerTestOneInput(
+            reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size()),
+        0);
     ++replayed;
   }
   EXPECT_GE(replayed, 10);

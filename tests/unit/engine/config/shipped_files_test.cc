@@ -96,9 +96,10 @@ TEST(ShippedFiles, Stage2ResolvesFromTheTrainer) {
   EXPECT_EQ(c.zero_optimization.allgather_bucket_size, 200'000'000);
   EXPECT_EQ(c.csv_monitor.job_name, "stage2_test");
   EXPECT_TRUE(CheckSupported(c).ok()) << CheckSupported(c).ToString();
-  EXPECT_EQ(Warned(*resolution),
-            (std::vector<std::string>{"zero_optimization.allgather_bucket_size",
-                                      "zero_optimization.reduce_bucket_size"}));
+  EXPECT_EQ(
+      Warned(*resolution),
+      (std::vector<std::string>{"zero_optimization.reduce_bucket_size",
+                                "zero_optimization.allgather_bucket_size"}));
 }
 
 TEST(ShippedFiles, Stage3NvmePutsStateAndParametersOnDisk) {

@@ -111,7 +111,9 @@ TEST(C10dKeys, AllgatherPartitionsOrBroadcasts) {
   gather.CheckOwnPart();
   EXPECT_EQ(gather.group->gathers.size(), 1U);
   EXPECT_TRUE(gather.group->broadcasts.empty());
-  Rig broadcast(3, {.all_gather = false});
+  C10dOptions options;
+  options.all_gather = false;
+  Rig broadcast(3, options);
   broadcast.CheckOwnPart();
   EXPECT_TRUE(broadcast.group->gathers.empty());
   ASSERT_EQ(broadcast.group->broadcasts.size(), 3U);
@@ -125,7 +127,9 @@ TEST(C10dKeys, AllgatherPartitionsOrBroadcasts) {
 }
 
 TEST(C10dKeys, AllgatherBucketSizeCutsGathers) {
-  Rig cut(2, {.gather_bucket_elems = 2048});
+  C10dOptions options;
+  options.gather_bucket_elems = 2048;
+  Rig cut(2, options);
   cut.CheckOwnPart();
   EXPECT_EQ(cut.group->gathers, (std::vector<std::size_t>{8192, 8192, 8192}));
 }

@@ -12,6 +12,12 @@ namespace {
 using Action = NodePlan::Action;
 using ::testing::HasSubstr;
 
+NodeStanding Nothing(const std::string& server) {
+  NodeStanding standing;
+  standing.server = server;
+  return standing;
+}
+
 NodeStanding At(std::int64_t step, bool prepared = false,
                 std::vector<std::int64_t> kept = {}) {
   return {"unix:/s" + std::to_string(step), true, step, prepared,
@@ -19,7 +25,7 @@ NodeStanding At(std::int64_t step, bool prepared = false,
 }
 
 TEST(NodeAlignment, NothingIsToBeDoneForANewJobOrEqualSteps) {
-  NodePlan plan = PlanAlignment({{"a"}, {"b"}}).value();
+  NodePlan plan = PlanAlignment({Nothing("a"), Nothing("b")}).value();
   EXPECT_EQ(plan.actions, (std::vector<Action>{Action::kNone, Action::kNone}));
   plan = PlanAlignment({At(7, true), At(7)}).value();
   EXPECT_EQ(plan.actions, (std::vector<Action>{Action::kNone, Action::kNone}));
@@ -58,7 +64,7 @@ TEST(NodeAlignment, AnythingElseIsRefusedWithAllSteps) {
                   HasSubstr("is at step " + std::to_string(node.step)));
     }
   }
-  const auto gone = PlanAlignment({At(4), {"unix:/gone"}});
+  const auto gone = PlanAlignment({At(4), Nothing("unix:/gone")});
   EXPECT_THAT(std::string(gone.status().message()),
               HasSubstr("unix:/gone has no state of it"));
 }

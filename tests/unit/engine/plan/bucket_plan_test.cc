@@ -25,7 +25,7 @@ struct Sent {
 
 // Runs all units in order; checks that each one's parts are covered once, in
 // order, and complete with the last piece.
-Sent Run(const Layout& layout, std::int32_t parts, std::int64_t bucket) {
+Sent RunAll(const Layout& layout, std::int32_t parts, std::int64_t bucket) {
   const ShardPlan plan(layout, parts);
   BucketPlan buckets(&plan, bucket);
   std::vector<BucketMessage> messages;
@@ -66,22 +66,22 @@ Sent Run(const Layout& layout, std::int32_t parts, std::int64_t bucket) {
 TEST(BucketPlan, JoinsSmallUnitsUpToTheBucket) {
   const Layout layout = Units({1000, 1000, 1000, 1000, 1000});
   // 1000 elements are 1024 with their padding.
-  EXPECT_EQ(Run(layout, 2, 3072).units,
+  EXPECT_EQ(RunAll(layout, 2, 3072).units,
             (std::vector<std::vector<std::int32_t>>{{0, 1, 2}, {3, 4}}));
-  EXPECT_EQ(Run(layout, 2, 3071).units,
+  EXPECT_EQ(RunAll(layout, 2, 3071).units,
             (std::vector<std::vector<std::int32_t>>{{0, 1}, {2, 3}, {4}}));
-  EXPECT_EQ(Run(layout, 2, 1'000'000).units.size(), 1U);
+  EXPECT_EQ(RunAll(layout, 2, 1'000'000).units.size(), 1U);
 }
 
 TEST(BucketPlan, FlushesBeforeTheUnitThatWouldOverflow) {
   const Layout layout = Units({500, 4000, 500});
-  EXPECT_EQ(Run(layout, 2, 4096).units,
+  EXPECT_EQ(RunAll(layout, 2, 4096).units,
             (std::vector<std::vector<std::int32_t>>{{0}, {1}, {2}}));
 }
 
 TEST(BucketPlan, CutsAUnitLargerThanTheBucket) {
   const Layout layout = Units({8192});
-  const Sent sent = Run(layout, 2, 2048);
+  const Sent sent = RunAll(layout, 2, 2048);
   EXPECT_EQ(sent.units.size(), 4U);
   EXPECT_LE(sent.largest, 2048);
 }
@@ -91,7 +91,7 @@ TEST(BucketPlan, CoversEveryPartForAllSizes) {
     for (std::int32_t parts = 1; parts <= 9; ++parts) {
       for (const std::int64_t bucket : {1, 64, 128, 1000, 4096, 100000}) {
         const Layout layout = Units({size, 777, size});
-        const Sent sent = Run(layout, parts, bucket);
+        const Sent sent = RunAll(layout, parts, bucket);
         // A piece is never below one alignment of each part.
         EXPECT_LE(sent.largest,
                   std::max<std::int64_t>(bucket, kParamAlignElems * parts));

@@ -24,7 +24,23 @@ class ZeroExchange final : public Exchange {
                                                    std::int64_t) override {
     return std::span<const std::byte>(bytes_);
   }
-  bool StartFetch(std::int32_t, std::int64_t) override { return true; }
+  const AttachInfo& info() const override { return info_; }
+  bool in_place() const override { return true; }
+  bool collective() const override { return false; }
+  InitialShare initial_share() const override { return {}; }
+  absl::Status PutState(std::int32_t, std::int64_t,
+                        std::span<const float>) override {
+    return absl::OkStatus();
+  }
+  absl::Status FinishInitialization() override { return absl::OkStatus(); }
+  absl::Status ReadState(std::int32_t, StateKind, std::int64_t,
+                         std::span<float>) override {
+    return absl::OkStatus();
+  }
+  absl::Status Close(bool) override { return absl::OkStatus(); }
+  FetchStart StartFetch(std::int32_t, std::int64_t) override {
+    return FetchStart::kReady;
+  }
   void Release(std::int32_t) override {}
   absl::StatusOr<std::span<std::byte>> GradientTarget(std::int64_t,
                                                       std::int32_t,
@@ -48,6 +64,7 @@ class ZeroExchange final : public Exchange {
 
  private:
   std::vector<std::byte> bytes_;
+  AttachInfo info_;
 };
 
 // Remembers what its forward was given.
