@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "cli/command.h"
+#include "common/absolute_path.h"
 #include "common/bytes.h"
 #include "common/status_macros.h"
 #include "storage/checkpoint/folder.h"
@@ -60,15 +61,6 @@ nlohmann::ordered_json ToJson(const std::string& path,
           {"model", HasModel(manifest)}};
 }
 
-std::string Absolute(const std::string& path) {
-  std::error_code error;
-  const fs::path absolute = fs::absolute(path, error);
-  std::string text =
-      (error ? fs::path(path) : absolute.lexically_normal()).string();
-  while (text.size() > 1 && text.back() == '/') text.pop_back();
-  return text;
-}
-
 // Complete checkpoints in the folder, or the folder itself, by step.
 absl::StatusOr<std::vector<std::string>> Paths(const std::string& folder) {
   if (fs::exists(folder + "/" + storage::CheckpointManifestName(0))) {
@@ -77,6 +69,7 @@ absl::StatusOr<std::vector<std::string>> Paths(const std::string& folder) {
   STOWAGE_ASSIGN_OR_RETURN(const std::vector<std::int64_t> steps,
                            storage::ListCheckpoints(folder));
   std::vector<std::string> paths;
+  paths.reserve(steps.size());
   for (const std::int64_t step : steps) {
     paths.push_back(absl::StrCat(folder, "/", storage::CheckpointName(step)));
   }
@@ -85,7 +78,7 @@ absl::StatusOr<std::vector<std::string>> Paths(const std::string& folder) {
 
 absl::Status List(const Flags& flags) {
   STOWAGE_ASSIGN_OR_RETURN(const std::vector<std::string> paths,
-                           Paths(Absolute(flags.folder)));
+                           Paths(AbsolutePath(flags.folder)));
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   std::vector<std::string> bad;
   if (!flags.json) {
@@ -116,7 +109,7 @@ absl::Status List(const Flags& flags) {
 absl::Status Info(const Flags& flags) {
   STOWAGE_ASSIGN_OR_RETURN(
       const std::string path,
-      storage::FindCheckpoint(Absolute(flags.folder), flags.step));
+      storage::FindCheckpoint(AbsolutePath(flags.folder), flags.step));
   STOWAGE_ASSIGN_OR_RETURN(const storage::CheckpointManifest manifest,
                            storage::ReadCheckpoint(path));
   std::int64_t params = 0;
@@ -164,7 +157,7 @@ absl::Status Info(const Flags& flags) {
 
 absl::Status Verify(const Flags& flags) {
   STOWAGE_ASSIGN_OR_RETURN(const std::vector<std::string> paths,
-                           Paths(Absolute(flags.folder)));
+                           Paths(AbsolutePath(flags.folder)));
   if (paths.empty()) {
     return absl::NotFoundError(absl::StrCat("no checkpoint in ", flags.folder));
   }
@@ -236,7 +229,7 @@ absl::Status Save(const Invocation& invocation, const Flags& flags) {
   STOWAGE_ASSIGN_OR_RETURN(auto client, Connect(invocation));
   SaveSpec spec;
   spec.job = flags.job;
-  spec.folder = Absolute(flags.folder);
+  spec.folder = AbsolutePath(flags.folder);
   spec.step = flags.step;
   spec.model = flags.model;
   spec.keep = flags.keep;

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/command.h"
+#include "common/absolute_path.h"
 #include "common/bytes.h"
 #include "common/status_macros.h"
 #include "storage/checkpoint/folder.h"
@@ -33,16 +34,6 @@ struct Flags {
   std::int64_t shard_bytes = storage::kTensorFileBytes;
   bool live = false;
 };
-
-std::string Absolute(const std::string& path) {
-  std::error_code error;
-  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
-  std::string text =
-      (error ? std::filesystem::path(path) : absolute.lexically_normal())
-          .string();
-  while (text.size() > 1 && text.back() == '/') text.pop_back();
-  return text;
-}
 
 void Round(const std::vector<float>& from, Dtype dtype,
            std::vector<std::byte>* to) {
@@ -100,14 +91,14 @@ absl::Status CopyTensor(storage::CheckpointReader& reader,
 absl::Status ExportCheckpoint(const Flags& flags) {
   STOWAGE_ASSIGN_OR_RETURN(
       const std::string path,
-      storage::FindCheckpoint(Absolute(flags.source), flags.step));
+      storage::FindCheckpoint(AbsolutePath(flags.source), flags.step));
   STOWAGE_ASSIGN_OR_RETURN(storage::CheckpointReader reader,
                            storage::CheckpointReader::Open(path));
   Dtype dtype = reader.manifest().layout.param_dtype;
   if (!flags.dtype.empty()) {
     STOWAGE_ASSIGN_OR_RETURN(dtype, ParseDtype(flags.dtype));
   }
-  const std::string target = Absolute(flags.folder);
+  const std::string target = AbsolutePath(flags.folder);
   std::error_code error;
   std::filesystem::create_directories(
       std::filesystem::path(target).parent_path(), error);
@@ -150,7 +141,7 @@ absl::Status ExportJob(const Invocation& invocation, const Flags& flags) {
   STOWAGE_ASSIGN_OR_RETURN(auto client, Connect(invocation));
   SaveSpec spec;
   spec.job = flags.source;
-  spec.folder = Absolute(flags.folder);
+  spec.folder = AbsolutePath(flags.folder);
   spec.model = true;
   spec.state = false;
   STOWAGE_ASSIGN_OR_RETURN(SaveInfo save, client->SaveJob(spec));

@@ -11,24 +11,13 @@
 #include "common/status_macros.h"
 #include "engine/device/cuda/nccl_group.h"
 #include "engine/exchange/rendezvous.h"
+#include "engine/scalar_type.h"
 #include "engine/torch_status.h"
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
 namespace stowage::engine {
 namespace {
-
-at::ScalarType TorchType(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFp32:
-      return at::kFloat;
-    case Dtype::kFp16:
-      return at::kHalf;
-    case Dtype::kBf16:
-      return at::kBFloat16;
-  }
-  return at::kFloat;
-}
 
 // What a back end throws is a peer or a link that is gone.
 absl::Status Lost(const absl::Status& status, std::string_view what) {
@@ -153,8 +142,8 @@ class GroupCollectives final : public Collectives {
     std::int64_t total = 0;
     for (const std::int64_t elems : in_splits) total += elems;
     at::Tensor out =
-        Typed(receive, ranks() * recv_elems_of_each, TorchType(dtype));
-    at::Tensor in = Typed(send, total, TorchType(dtype));
+        Typed(receive, ranks() * recv_elems_of_each, ToScalarType(dtype));
+    at::Tensor in = Typed(send, total, ToScalarType(dtype));
     const std::int64_t width = DtypeBytes(dtype);
     Count((total - in_splits[static_cast<std::size_t>(rank())]) * width,
           total * width);
@@ -165,7 +154,8 @@ class GroupCollectives final : public Collectives {
 
   absl::StatusOr<std::unique_ptr<Pending>> AllReduce(
       Dtype dtype, void* values, std::int64_t elems) override {
-    std::vector<at::Tensor> tensors = {Typed(values, elems, TorchType(dtype))};
+    std::vector<at::Tensor> tensors = {
+        Typed(values, elems, ToScalarType(dtype))};
     const std::int64_t bytes = elems * DtypeBytes(dtype);
     Count(2 * bytes * (ranks() - 1) / ranks(), bytes);
     return Start("all-reduce", [&] { return group_->allreduce(tensors); });
@@ -174,8 +164,8 @@ class GroupCollectives final : public Collectives {
   absl::StatusOr<std::unique_ptr<Pending>> ReduceScatter(
       Dtype dtype, const void* parts, void* mine,
       std::int64_t part_elems) override {
-    at::Tensor in = Typed(parts, ranks() * part_elems, TorchType(dtype));
-    at::Tensor out = Typed(mine, part_elems, TorchType(dtype));
+    at::Tensor in = Typed(parts, ranks() * part_elems, ToScalarType(dtype));
+    at::Tensor out = Typed(mine, part_elems, ToScalarType(dtype));
     const std::int64_t bytes = part_elems * DtypeBytes(dtype);
     Count((ranks() - 1) * bytes, ranks() * bytes);
     return Start("reduce-scatter",

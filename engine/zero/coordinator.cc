@@ -14,18 +14,6 @@
 
 namespace stowage::engine {
 
-at::ScalarType ToScalarType(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFp32:
-      return at::kFloat;
-    case Dtype::kFp16:
-      return at::kHalf;
-    case Dtype::kBf16:
-      return at::kBFloat16;
-  }
-  return at::kFloat;
-}
-
 std::vector<plan::LivePlan::Unit> Coordinator::PlanUnits(
     const CoordinatorOptions& options, const Layout& layout,
     const std::vector<Unit>& units,

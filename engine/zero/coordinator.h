@@ -23,6 +23,7 @@
 #include "common/layout.h"
 #include "engine/exchange/exchange.h"
 #include "engine/plan/live_plan.h"
+#include "engine/scalar_type.h"
 #include "engine/zero/gathered_storage.h"
 
 namespace stowage::engine {
@@ -143,8 +144,5 @@ class Coordinator {
   std::size_t ahead_next_ = 0;
   std::int64_t ahead_elems_ = 0;  // started and not copied yet
 };
-
-// LibTorch's name for a parameter type.
-at::ScalarType ToScalarType(Dtype dtype);
 
 }  // namespace stowage::engine

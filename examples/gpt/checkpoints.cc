@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/absolute_path.h"
 #include "common/bytes.h"
 #include "common/status_macros.h"
 
@@ -19,21 +20,11 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kLookEvery{500};
 constexpr std::chrono::hours kWaitMax{24};
 
-std::string Absolute(const std::string& path) {
-  std::error_code error;
-  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
-  std::string text =
-      (error ? std::filesystem::path(path) : absolute.lexically_normal())
-          .string();
-  while (text.size() > 1 && text.back() == '/') text.pop_back();
-  return text;
-}
-
 }  // namespace
 
 absl::StatusOr<CheckpointPlan> PlanCheckpoints(const Options& options) {
   CheckpointPlan plan;
-  if (!options.save.empty()) plan.folder = Absolute(options.save);
+  if (!options.save.empty()) plan.folder = AbsolutePath(options.save);
   if (options.save_every > 0 && options.save.empty()) {
     return absl::InvalidArgumentError(
         "--save-every needs --save, the folder of the checkpoints");
@@ -52,7 +43,7 @@ absl::StatusOr<CheckpointPlan> PlanCheckpoints(const Options& options) {
     plan.load.if_any = options.resume == "latest";
     return plan;
   }
-  plan.load.folder = Absolute(options.resume);
+  plan.load.folder = AbsolutePath(options.resume);
   return plan;
 }
 

@@ -10,12 +10,13 @@
 
 #include "engine/zero/coordinator.h"
 #include "engine/zero/unit_module.h"
+#include "tests/unit/engine/zero/null_exchange.h"
 
 namespace stowage::engine {
 namespace {
 
 // One unit of zeros; nothing else happens.
-class ZeroExchange final : public Exchange {
+class ZeroExchange final : public NullExchange {
  public:
   explicit ZeroExchange(const Layout& layout)
       : bytes_(static_cast<std::size_t>(layout.total_elems() * 2)) {}
@@ -24,24 +25,6 @@ class ZeroExchange final : public Exchange {
                                                    std::int64_t) override {
     return std::span<const std::byte>(bytes_);
   }
-  const AttachInfo& info() const override { return info_; }
-  bool in_place() const override { return true; }
-  bool collective() const override { return false; }
-  InitialShare initial_share() const override { return {}; }
-  absl::Status PutState(std::int32_t, std::int64_t,
-                        std::span<const float>) override {
-    return absl::OkStatus();
-  }
-  absl::Status FinishInitialization() override { return absl::OkStatus(); }
-  absl::Status ReadState(std::int32_t, StateKind, std::int64_t,
-                         std::span<float>) override {
-    return absl::OkStatus();
-  }
-  absl::Status Close(bool) override { return absl::OkStatus(); }
-  FetchStart StartFetch(std::int32_t, std::int64_t) override {
-    return FetchStart::kReady;
-  }
-  void Release(std::int32_t) override {}
   absl::StatusOr<std::span<std::byte>> GradientTarget(std::int64_t,
                                                       std::int32_t,
                                                       std::int32_t) override {
@@ -51,20 +34,9 @@ class ZeroExchange final : public Exchange {
                              bool) override {
     return absl::OkStatus();
   }
-  absl::StatusOr<Verdict> Prepare(std::int64_t,
-                                  std::span<const double>) override {
-    return Verdict{};
-  }
-  absl::Status Apply(const ApplyArgs&) override { return absl::OkStatus(); }
-  absl::Status SetForwardOrder(std::span<const std::int32_t>,
-                               std::span<const std::int32_t>) override {
-    return absl::OkStatus();
-  }
-  ExchangeWaits TakeWaits() override { return {}; }
 
  private:
   std::vector<std::byte> bytes_;
-  AttachInfo info_;
 };
 
 // Remembers what its forward was given.

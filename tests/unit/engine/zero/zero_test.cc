@@ -17,12 +17,13 @@
 #include "engine/zero/coordinator.h"
 #include "engine/zero/gradient_collector.h"
 #include "engine/zero/unit_module.h"
+#include "tests/unit/engine/zero/null_exchange.h"
 
 namespace stowage::engine {
 namespace {
 
 // Parameters and gradients in plain memory.
-class MemoryExchange final : public Exchange {
+class MemoryExchange final : public NullExchange {
  public:
   explicit MemoryExchange(const Layout* layout) : layout_(layout) {
     for (const Layout::Unit& unit : layout->units()) {
@@ -38,24 +39,6 @@ class MemoryExchange final : public Exchange {
     return std::as_bytes(
         std::span<const float>(params_[static_cast<std::size_t>(unit)]));
   }
-  FetchStart StartFetch(std::int32_t, std::int64_t) override {
-    return FetchStart::kReady;
-  }
-  const AttachInfo& info() const override { return info_; }
-  bool in_place() const override { return true; }
-  bool collective() const override { return false; }
-  InitialShare initial_share() const override { return {}; }
-  absl::Status PutState(std::int32_t, std::int64_t,
-                        std::span<const float>) override {
-    return absl::OkStatus();
-  }
-  absl::Status FinishInitialization() override { return absl::OkStatus(); }
-  absl::Status ReadState(std::int32_t, StateKind, std::int64_t,
-                         std::span<float>) override {
-    return absl::UnimplementedError("no state here");
-  }
-  absl::Status Close(bool) override { return absl::OkStatus(); }
-  void Release(std::int32_t) override {}
   absl::StatusOr<std::span<std::byte>> GradientTarget(
       std::int64_t, std::int32_t, std::int32_t unit) override {
     return std::as_writable_bytes(
@@ -66,16 +49,6 @@ class MemoryExchange final : public Exchange {
     notices_.emplace_back(unit, empty);
     return absl::OkStatus();
   }
-  absl::StatusOr<Verdict> Prepare(std::int64_t,
-                                  std::span<const double>) override {
-    return Verdict{};
-  }
-  absl::Status Apply(const ApplyArgs&) override { return absl::OkStatus(); }
-  absl::Status SetForwardOrder(std::span<const std::int32_t>,
-                               std::span<const std::int32_t>) override {
-    return absl::OkStatus();
-  }
-  ExchangeWaits TakeWaits() override { return {}; }
 
   float* params(std::int32_t unit) {
     return params_[static_cast<std::size_t>(unit)].data();
@@ -91,7 +64,6 @@ class MemoryExchange final : public Exchange {
 
  private:
   const Layout* layout_;
-  AttachInfo info_;
   std::vector<std::vector<float>> params_;
   std::vector<std::vector<float>> gradients_;
   std::vector<std::pair<std::int32_t, bool>> notices_;
