@@ -33,6 +33,20 @@ enum class OptimizerKind : std::uint8_t {
   kOneBitLamb = 4
 };
 
+constexpr const char* OptimizerKindName(OptimizerKind kind) {
+  switch (kind) {
+    case OptimizerKind::kAdam:
+      return "Adam";
+    case OptimizerKind::kLamb:
+      return "Lamb";
+    case OptimizerKind::kOneBitAdam:
+      return "OneBitAdam";
+    case OptimizerKind::kOneBitLamb:
+      return "OneBitLamb";
+  }
+  return "an unknown one";
+}
+
 // What fixes the meaning of the state. Learning rate, betas, eps and weight
 // decay may change every step and come with ApplyArgs.
 struct OptimizerSpec {

@@ -262,6 +262,16 @@ absl::StatusOr<Layout> Layout::Create(const LayoutSpec& spec,
   return layout;
 }
 
+std::vector<const Layout::Param*> Layout::TrainableParams() const {
+  std::vector<const Param*> params;
+  for (const Unit& unit : units_) {
+    for (const Param& param : unit.params) {
+      if (!param.frozen) params.push_back(&param);
+    }
+  }
+  return params;
+}
+
 std::string DescribeDifference(const LayoutSpec& ours,
                                const LayoutSpec& theirs) {
   if (ours.param_dtype != theirs.param_dtype) {

@@ -140,6 +140,9 @@ class Layout {
   std::int64_t trainable_count() const { return trainable_count_; }
   std::int64_t unit_elems_max() const { return unit_elems_max_; }
 
+  // In the layout's order; they point into this object.
+  std::vector<const Param*> TrainableParams() const;
+
   // 64-bit digest of the whole spec; equal specs have equal digests.
   std::uint64_t fingerprint() const { return fingerprint_; }
 

@@ -12,6 +12,8 @@
 #include "common/status_macros.h"
 #include "engine/engine.h"
 #include "engine/exchange/c10d_exchange.h"
+#include "engine/exchange/lamb_shards.h"
+#include "engine/exchange/one_bit_shards.h"
 #include "engine/exchange/rank_shards.h"
 #include "engine/exchange/segment_exchange.h"
 #include "engine/exchange/server_shards.h"
@@ -49,11 +51,25 @@ bool IsShared(const std::string& address) {
          !address.starts_with("127.") && !address.starts_with("[::1]");
 }
 
+// State that is not offloaded.
+std::unique_ptr<ShardStore> MakeRankShards(const Layout* layout,
+                                           const plan::ShardPlan* plan,
+                                           const OptimizerSpec& optimizer,
+                                           Collectives* group) {
+  const std::int32_t part = plan->parts() == 1 ? 0 : group->rank();
+  if (optimizer.one_bit()) {
+    return std::make_unique<OneBitShards>(layout, plan, optimizer, group);
+  }
+  if (optimizer.kind == OptimizerKind::kLamb) {
+    return std::make_unique<LambShards>(layout, plan, part, optimizer, group);
+  }
+  return std::make_unique<RankShards>(layout, plan, part, optimizer);
+}
+
 }  // namespace
 
 absl::Status Engine::ChooseExchange() {
   const config::Config& config = this->config();
-  const config::ZeroOptimization& zero = config.zero_optimization;
   std::string asked = options_.exchange;
   if (asked.empty()) {
     asked = config::ExchangeKindName(config.stowage.exchange);
@@ -63,8 +79,7 @@ absl::Status Engine::ChooseExchange() {
         "--exchange \"", asked, "\": expected auto, segments or c10d"));
   }
   const LaunchInfo& launch = options_.launch;
-  needs_server_ = zero.stage > 0 &&
-                  zero.offload_optimizer.device != config::OffloadDevice::kNone;
+  needs_server_ = config::OffloadsOptimizer(config);
   std::string why_not = config::WhyNotSegments(config);
   if (why_not.empty() && launch.world_size != launch.local_world_size) {
     why_not = absl::StrCat(
@@ -238,6 +253,13 @@ absl::Status Engine::MakeC10dExchange() {
   const bool replicated = zero.stage == 0;
   shard_plan_ = plan::ShardPlan(layout_, replicated ? 1 : launch.world_size);
   C10dParts parts;
+  for (auto [group, name] : {std::pair{&parts.gathers, "gathers"},
+                             std::pair{&parts.reduces, "reduces"}}) {
+    STOWAGE_ASSIGN_OR_RETURN(
+        *group,
+        Collectives::Create(Collectives::Backend::kGloo, *rendezvous_, name,
+                            launch.rank, launch.world_size, ExchangeTimeout()));
+  }
   JobSpec job = MakeJobSpec();
   if (needs_server_) {
     plan::NodePart node =
@@ -262,15 +284,8 @@ absl::Status Engine::MakeC10dExchange() {
         /*keep_params=*/zero.stage == 3 &&
             zero.offload_param.device == config::OffloadDevice::kNone);
   } else {
-    parts.store = std::make_unique<RankShards>(
-        &layout_, &shard_plan_, replicated ? 0 : launch.rank, job.optimizer);
-  }
-  for (auto [group, name] : {std::pair{&parts.gathers, "gathers"},
-                             std::pair{&parts.reduces, "reduces"}}) {
-    STOWAGE_ASSIGN_OR_RETURN(
-        *group,
-        Collectives::Create(Collectives::Backend::kGloo, *rendezvous_, name,
-                            launch.rank, launch.world_size, ExchangeTimeout()));
+    parts.store = MakeRankShards(&layout_, &shard_plan_, job.optimizer,
+                                 parts.reduces.get());
   }
   C10dOptions options;
   options.reduce.bucket_elems = zero.reduce_bucket_size;

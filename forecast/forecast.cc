@@ -55,7 +55,7 @@ class Prediction {
         width_(DtypeBytes(layout_.param_dtype())) {}
 
   absl::StatusOr<Forecast> Run() {
-    offloaded_ = zero_.offload_optimizer.device != config::OffloadDevice::kNone;
+    offloaded_ = config::OffloadsOptimizer(workload_.config);
     if (offloaded_) {
       STOWAGE_RETURN_IF_ERROR(PlanServer());
     } else {

@@ -54,6 +54,18 @@ LambConstants WarmUpConstants(const OneBitSettings& settings,
 
 }  // namespace
 
+OneBitSettings MakeOneBitSettings(const OptimizerSpec& spec) {
+  STOWAGE_CHECK(spec.one_bit());
+  return {.lamb = spec.kind == OptimizerKind::kOneBitLamb,
+          .freeze_step = spec.freeze_step,
+          .max_coeff = spec.max_coeff,
+          .min_coeff = spec.min_coeff,
+          .coeff_beta = spec.coeff_beta,
+          .factor_max = spec.factor_max,
+          .factor_min = spec.factor_min,
+          .factor_threshold = spec.factor_threshold};
+}
+
 OneBitOptimizer::OneBitOptimizer(const OneBitSettings& settings,
                                  std::vector<OneBitTensor> tensors,
                                  Dtype copy_dtype, int rank, int ranks)
@@ -75,6 +87,15 @@ OneBitOptimizer::OneBitOptimizer(const OneBitSettings& settings,
   received_.resize(static_cast<std::size_t>(begin));
   fresh_.resize(static_cast<std::size_t>(begin));
   lamb_.resize(tensors_.size());
+}
+
+void OneBitOptimizer::Bind(std::vector<OneBitTensor> tensors) {
+  STOWAGE_CHECK(tensors.size() == tensors_.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    STOWAGE_CHECK(tensors[i].elems == tensors_[i].elems &&
+                  tensors[i].group == tensors_[i].group);
+  }
+  tensors_ = std::move(tensors);
 }
 
 std::int64_t OneBitOptimizer::StateBytes(

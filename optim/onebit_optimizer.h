@@ -43,6 +43,9 @@ struct OneBitSettings {
   double factor_threshold = 0.1;
 };
 
+// Requires: spec.one_bit().
+OneBitSettings MakeOneBitSettings(const OptimizerSpec& spec);
+
 // One parameter tensor; all arrays are `elems` long, padding left out.
 struct OneBitTensor {
   std::int64_t elems = 0;
@@ -79,7 +82,7 @@ class OneBitOptimizer {
   // Allocates all its state: 4 bytes an element for each rank's errors, as much
   // for the servers' errors of all ranks together; for Lamb a fresh variance
   // and a second momentum. For rank `rank` alone, or for all ranks with
-  // kAllRanks.
+  // kAllRanks. Arrays may be null until Bind().
   static constexpr int kAllRanks = -1;
   OneBitOptimizer(const OneBitSettings& settings,
                   std::vector<OneBitTensor> tensors, Dtype copy_dtype, int rank,
@@ -89,6 +92,10 @@ class OneBitOptimizer {
   static std::int64_t StateBytes(const OneBitSettings& settings,
                                  std::span<const std::int64_t> tensor_elems,
                                  int ranks, int sides);
+
+  // Says where the arrays lie from now on; lengths and groups are those given
+  // first.
+  void Bind(std::vector<OneBitTensor> tensors);
 
   // Whether step `t` travels as signs.
   bool compressed(std::int64_t t) const { return t > settings_.freeze_step; }
@@ -133,7 +140,7 @@ class OneBitOptimizer {
   void Summarize(const std::vector<double>& ratios);
 
   const OneBitSettings settings_;
-  const std::vector<OneBitTensor> tensors_;
+  std::vector<OneBitTensor> tensors_;
   const Dtype copy_dtype_;
   const std::vector<std::int64_t> buffer_elems_;
   std::vector<std::unique_ptr<OneBitReduce>> sides_;

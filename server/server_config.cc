@@ -106,6 +106,11 @@ absl::Status SetListen(const std::string& text, ServerConfig* config) {
   return absl::OkStatus();
 }
 
+absl::Status SetInsecureTcp(const std::string& text, ServerConfig* config) {
+  config->insecure_tcp = text == "true";
+  return absl::OkStatus();
+}
+
 absl::Status SetNoMlock(const std::string& text, ServerConfig* config) {
   config->lock_memory = text != "true";
   return absl::OkStatus();
@@ -118,6 +123,11 @@ const std::vector<Option>& Options() {
        "loopback, port 0 for any free one. Default: unix:$XDG_RUNTIME_DIR/"
        "stowage/stowd.sock, else unix:/tmp/stowage-UID/stowd.sock",
        SetListen},
+      {"insecure-tcp", Kind::kBool,
+       "Listen on TCP beyond loopback, though connections are neither "
+       "encrypted nor authenticated; for a network whose every host is "
+       "trusted. Default: loopback only",
+       SetInsecureTcp},
       {"shm-dir", Kind::kText,
        "Folder of the segments, on a tmpfs; made 0700. Default: "
        "/dev/shm/stowage-UID",

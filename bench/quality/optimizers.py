@@ -96,8 +96,7 @@ def main():
     a.add_argument("--bin", default=os.path.join(ROOT, "build/release/bin"))
     a.add_argument("--steps", type=int, default=1000)
     a.add_argument("--batch", type=int, default=8)
-    a.add_argument("--only", choices=("one_bit", "lamb", "both"), default="lamb",
-                   help="one_bit needs stage 0, which the engine refuses so far")
+    a.add_argument("--only", choices=("one_bit", "lamb", "both"), default="both")
     args = a.parse_args()
     args.rates = {"adam": (1e-3, 3e-3), "one_bit_adam": (1e-3, 3e-3),
                   "adamw": (1e-3, 3e-3), "lamb": (1e-2, 2e-2)}

@@ -105,6 +105,9 @@ def service_claims(section):
               difference(ms("service_chain/1M"), ms("in_process_chain/1M")), "<=", 0.7, "ms"),
         claim("service: prepare and apply with nothing to do",
               microseconds(idle), "<=", 80, "us"),
+        claim("the same messages over a bare gRPC stream between two processes",
+              microseconds(ms("bare_stream")), "", None, "us"),
+        claim("prepare and apply / the bare gRPC stream", ratio(idle, ms("bare_stream")), "", None, "x"),
         claim("a bare round trip between two processes over a socket, just before",
               microseconds(ms("socket_round_trip")), "", None, "us"),
     ]

@@ -105,7 +105,12 @@ def service_bench(pairs: int) -> dict:
         raise Unavailable("build/release/bench/service_bench does not exist")
     got = json.loads(run(["env", f"STOWAGE_STOWD={BUILD}/bin/stowd", program, "--pairs", pairs,
                           "--threads", KERNEL_THREADS]))
+    # A stream of the same gRPC without anything of ours behind it, the same messages.
+    latency = run(["env", f"STOWAGE_STOWD={BUILD}/bin/stowd",
+                   BUILD / "tests" / "client_server_latency_test"])
+    bare = re.search(r"^bare stream .* median ([\d.]+)", latency, re.MULTILINE)
     out = {"service_empty_step": {"ms": got["prepare_apply_us"]["median"] / 1e3},
+           "bare_stream": {"ms": float(bare.group(1)) / 1e3 if bare else None},
            "socket_round_trip": {"ms": got["socket_round_trip_us"]["median"] / 1e3}}
     for size, side in (("64M", "large"), ("1M", "small")):
         for name, key in (("service_chain", "service_ms"), ("in_process_chain", "in_process_ms")):

@@ -103,6 +103,7 @@ enum class OptimizerType {
 const char* OptimizerTypeName(OptimizerType type);
 bool IsOneBit(OptimizerType type);
 
+
 struct Optimizer {
   // kNone: the file has no `optimizer`; the trainer's own settings hold (lr and
   // so on still carry the trainer's values or the defaults).
@@ -289,6 +290,10 @@ absl::StatusOr<Resolution> Resolve(const Document& document,
 // Refuses what is resolved but not available in this build, with the reason.
 // Errors: kUnimplemented naming key and value.
 absl::Status CheckSupported(const Config& config);
+
+// The optimizer's state lives in a server. (Stage 0 keeps it on the ranks,
+// whatever offload_optimizer says, unless the optimizer is a 1-bit one.)
+bool OffloadsOptimizer(const Config& config);
 
 // Why ranks cannot exchange through segments under this configuration, though
 // they be on one host; empty if they can.

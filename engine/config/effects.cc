@@ -68,11 +68,17 @@ void WarnOfSchedule(const Config& config, Settings& settings) {
 
 }  // namespace
 
+bool OffloadsOptimizer(const Config& config) {
+  const ZeroOptimization& zero = config.zero_optimization;
+  return zero.offload_optimizer.device != OffloadDevice::kNone &&
+         (zero.stage > 0 || IsOneBit(config.optimizer.type));
+}
+
 std::string WhyNotSegments(const Config& config) {
   const ZeroOptimization& zero = config.zero_optimization;
-  if (zero.stage == 0) return "stage 0 keeps all state on the ranks";
-  if (zero.offload_optimizer.device == OffloadDevice::kNone) {
-    return "the optimizer's state is not offloaded";
+  if (!OffloadsOptimizer(config)) {
+    return zero.stage == 0 ? "stage 0 keeps all state on the ranks"
+                           : "the optimizer's state is not offloaded";
   }
   if (zero.stage == 3 && zero.offload_param.device == OffloadDevice::kNone) {
     return "parameters are not offloaded";
@@ -172,6 +178,12 @@ void WarnOfCombinations(const Config& config, Settings& settings) {
     if (!why.empty() && !IsAsInSegments(setting)) {
       settings.Warn(setting.key->path, Cat("no effect: ", why));
     }
+  }
+  if (config.zero_optimization.offload_optimizer.device !=
+          OffloadDevice::kNone &&
+      !OffloadsOptimizer(config)) {
+    settings.Warn("zero_optimization.offload_optimizer.device",
+                  "no effect: stage 0 keeps all state on the ranks");
   }
   WarnOfOptimizer(config, settings);
   WarnOfSchedule(config, settings);

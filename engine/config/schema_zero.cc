@@ -372,7 +372,8 @@ constexpr Key kKeys[] = {
      .type = kEnum,
      .def = "\"none\"",
      .choices = "none|cpu|nvme",
-     .effect = "cpu: the server's memory; nvme: its disks",
+     .effect = "cpu: the server's memory; nvme: its disks; at stage 0 for the "
+               "1-bit optimizers only",
      .difference = "nvme is nvme in stages 1 and 2 too; DeepSpeed takes cpu "
                    "there",
      .tests = "StorageOf.EachKeyReachesTheServer"},

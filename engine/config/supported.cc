@@ -21,16 +21,21 @@ absl::Status CheckSupported(const Config& config) {
            "parameters live in the server with the optimizer's state; set "
            "offload_optimizer.device too");
   }
-  if (IsOneBit(config.optimizer.type)) {
-    refuse("optimizer.type",
-           Cat("\"", OptimizerTypeName(config.optimizer.type), "\""),
-           "its kernels are in the server and tested, but ranks do not hand "
-           "their own unreduced gradients to it yet");
+  if (IsOneBit(config.optimizer.type) &&
+      zero.offload_optimizer.device == OffloadDevice::kNvme) {
+    refuse("zero_optimization.offload_optimizer.device",
+           Cat("\"nvme\" with optimizer.type \"",
+               OptimizerTypeName(config.optimizer.type), "\""),
+           "the errors of its signs are kept in memory; take \"cpu\", or "
+           "\"none\"");
   }
-  if (config.optimizer.type == OptimizerType::kLamb &&
-      zero.offload_optimizer.device == OffloadDevice::kNone) {
-    refuse("optimizer.type", "\"Lamb\" with offload_optimizer.device \"none\"",
-           "trust ratios are made in the server; take \"cpu\" or \"nvme\"");
+  if (IsOneBit(config.optimizer.type) && OffloadsOptimizer(config) &&
+      config.stowage.exchange == ExchangeKind::kC10d) {
+    refuse("stowage.exchange",
+           Cat("\"c10d\" with optimizer.type \"",
+               OptimizerTypeName(config.optimizer.type), "\" in the server"),
+           "the server takes each rank's own gradient from segments; take "
+           "\"auto\", or offload_optimizer.device \"none\"");
   }
   if (zero.offload_optimizer.ratio < 1) {
     refuse("zero_optimization.offload_optimizer.ratio",

@@ -266,15 +266,22 @@ absl::StatusOr<Verdict> C10dExchange::Combine(Verdict own, std::int64_t step,
                            reduce_group_->GatherValues(values));
   Verdict verdict;
   verdict.step = step;
+  verdict.trust_ratios = own.trust_ratios;
+  verdict.compression = own.compression;
+  // Nobody has the sum of the ranks' own gradients. What stands for its norm is
+  // the root mean square of theirs, times the ranks: never less.
+  const bool own_gradients = store_->takes_own_gradients();
+  const double weight = own_gradients ? static_cast<double>(all.size()) : 1;
   std::int64_t first = -1;
   for (std::size_t r = 0; r < all.size(); ++r) {
     verdict.rank_scalars.emplace_back(all[r].begin() + 2, all[r].end());
     const bool speaks =
-        options_.replicated
-            ? r == 0
-            : r % static_cast<std::size_t>(options_.verdict_ranks) == 0;
+        own_gradients ||
+        (options_.replicated
+             ? r == 0
+             : r % static_cast<std::size_t>(options_.verdict_ranks) == 0);
     if (!speaks) continue;
-    verdict.sum_of_squares += all[r][0];
+    verdict.sum_of_squares += weight * all[r][0];
     const auto position = static_cast<std::int64_t>(all[r][1]);
     if (position >= 0 && (first < 0 || position < first)) first = position;
   }

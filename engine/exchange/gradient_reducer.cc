@@ -219,7 +219,10 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
     }
   }
   message.slices = 1;
-  if (!options_.scatter || plan_->parts() == 1) {
+  if (store_->takes_own_gradients()) {
+    STOWAGE_CHECK(plan_->parts() == 1);  // no rank has another's part
+    message.receive = message.send;
+  } else if (!options_.scatter || plan_->parts() == 1) {
     STOWAGE_ASSIGN_OR_RETURN(
         message.pending,
         group_->AllReduce(options_.wire_dtype, message.send.data(), total));
@@ -246,14 +249,16 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
         group_->ExchangeParts(options_.wire_dtype, message.send.data(), elems,
                               message.receive.data(), message.mine_elems));
   }
-  ++counters_.messages;
+  if (message.pending != nullptr) ++counters_.messages;
   counters_.under_way_max = std::max(
       counters_.under_way_max, static_cast<std::int64_t>(under_way_.size()));
   return options_.overlap ? absl::OkStatus() : Finish();
 }
 
 absl::Status GradientReducer::Deliver(Message& message) {
-  STOWAGE_RETURN_IF_ERROR(message.pending->Wait());
+  if (message.pending != nullptr) {
+    STOWAGE_RETURN_IF_ERROR(message.pending->Wait());
+  }
   const std::int64_t wire_width = DtypeBytes(options_.wire_dtype);
   std::vector<const void*> parts(static_cast<std::size_t>(message.slices));
   std::int64_t at = 0;
@@ -283,8 +288,10 @@ absl::Status GradientReducer::Deliver(Message& message) {
 }
 
 absl::Status GradientReducer::Progress() {
-  while (!under_way_.empty() && under_way_.front().pending->Done()) {
-    STOWAGE_RETURN_IF_ERROR(Deliver(under_way_.front()));
+  while (!under_way_.empty()) {
+    Message& first = under_way_.front();
+    if (first.pending != nullptr && !first.pending->Done()) break;
+    STOWAGE_RETURN_IF_ERROR(Deliver(first));
     under_way_.pop_front();
   }
   return absl::OkStatus();

@@ -87,7 +87,7 @@ class GradientReducer {
     std::int64_t mine_elems = 0;    // of this rank's slice, from each rank
     std::int64_t stride_elems = 0;  // between the ranks' slices in `receive`
     std::int32_t slices = 0;        // in `receive`
-    std::unique_ptr<Pending> pending;
+    std::unique_ptr<Pending> pending;  // null: nothing travels
   };
 
   Unit& At(std::int32_t unit) { return units_[static_cast<std::size_t>(unit)]; }

@@ -95,7 +95,7 @@ absl::StatusOr<Verdict> RankShards::Prepare(std::int64_t step,
   return verdict;
 }
 
-absl::Status RankShards::Apply(const ApplyArgs& args) {
+absl::Status RankShards::BeginApply(const ApplyArgs& args) {
   if (args.groups.size() != static_cast<std::size_t>(layout_->group_count())) {
     return absl::InvalidArgumentError(
         absl::StrCat("apply: ", args.groups.size(), " parameter groups, ",
@@ -103,8 +103,17 @@ absl::Status RankShards::Apply(const ApplyArgs& args) {
   }
   info_.step = args.step + 1;
   info_.client_state = args.client_state;
+  if (!args.skip) ++info_.applied_steps;
+  return absl::OkStatus();
+}
+
+void RankShards::EndApply() {
+  for (Unit& unit : units_) unit.summed = false;
+}
+
+absl::Status RankShards::Apply(const ApplyArgs& args) {
+  STOWAGE_RETURN_IF_ERROR(BeginApply(args));
   if (!args.skip) {
-    ++info_.applied_steps;
     std::vector<optim::AdamConstants> constants;
     for (const GroupStep& group : args.groups) {
       constants.push_back(optim::MakeAdamConstants(
@@ -134,7 +143,7 @@ absl::Status RankShards::Apply(const ApplyArgs& args) {
       }
     }
   }
-  for (Unit& unit : units_) unit.summed = false;
+  EndApply();
   return absl::OkStatus();
 }
 

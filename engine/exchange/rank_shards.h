@@ -16,7 +16,7 @@
 
 namespace stowage::engine {
 
-class RankShards final : public ShardStore {
+class RankShards : public ShardStore {
  public:
   // `layout` and `plan` must outlive it; `threads` update chunks.
   RankShards(const Layout* layout, const plan::ShardPlan* plan,
@@ -53,7 +53,7 @@ class RankShards final : public ShardStore {
   StoreWaits waits() const override { return {}; }
   std::int64_t held_bytes() const override;
 
- private:
+ protected:
   struct Chunk {
     std::int32_t group = 0;
     std::int64_t begin = 0;  // in the shard
@@ -70,14 +70,20 @@ class RankShards final : public ShardStore {
     bool summed = false;     // a micro step has been added
     std::vector<Chunk> chunks;
   };
+  // Ends the step: what every optimizer does beside its update.
+  absl::Status BeginApply(const ApplyArgs& args);
+  void EndApply();
+
   Unit& At(std::int32_t unit) { return units_[static_cast<std::size_t>(unit)]; }
-  std::string NameOf(std::int32_t unit, std::int64_t elem) const;
 
   const Layout* layout_;
   const OptimizerSpec optimizer_;
   const optim::KernelSet& kernels_;
   AttachInfo info_;
   std::vector<Unit> units_;
+
+ private:
+  std::string NameOf(std::int32_t unit, std::int64_t elem) const;
 };
 
 }  // namespace stowage::engine

@@ -57,6 +57,10 @@ class ShardStore {
   virtual absl::Status GradientDone(std::int64_t step, std::int32_t micro,
                                     std::int32_t unit, bool empty) = 0;
 
+  // True: this step takes this rank's own gradient, not the sum over the ranks.
+  // The same on all ranks; changes with Apply() only.
+  virtual bool takes_own_gradients() const { return false; }
+
   // The verdict on what this store and those that share its server hold;
   // rank_scalars: of the same ranks.
   virtual absl::StatusOr<Verdict> Prepare(std::int64_t step,

@@ -5,6 +5,7 @@
 #include <ATen/cpu/Utils.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -22,9 +23,14 @@ bool IsHalf(const at::Tensor& tensor) {
          tensor.scalar_type() == at::kBFloat16;
 }
 
+// A weight is widened, and its gradient rounded, in panels of this many bytes
+// of fp32: what a rank holds in passing does not grow with the model, and a
+// panel is multiplied while it is still in the cache.
+constexpr std::int64_t kPanelBytes = std::int64_t{1} << 20;
+
 // fp32 memory of one shape after the other. Not a tensor for each, because the
-// allocator hardly gives such a large block to the next layer again: a rank
-// would hold all of them in passing.
+// allocator hardly gives such a block to the next layer again: a rank would
+// hold all of them in passing.
 class Scratch {
  public:
   // Contents undefined; valid until the next call.
@@ -41,20 +47,38 @@ class Scratch {
   at::Tensor buffer_;
 };
 
-// `weight` in fp32, valid until this thread's next call.
-at::Tensor Widened(const at::Tensor& weight) {
-  thread_local Scratch scratch;
-  const at::NoGradGuard no_grad;
-  return scratch.Shaped(weight.sizes()).copy_(weight);
+// Calls panel(first row, rows) for the rows of an [out, in] weight.
+template <typename Panel>
+void ForPanels(const at::Tensor& weight, const Panel& panel) {
+  const std::int64_t rows = weight.size(0);
+  const std::int64_t row_bytes = std::max<std::int64_t>(weight.size(1) * 4, 1);
+  // Multiples of 64: no panel ends in the middle of a product's own blocks.
+  const std::int64_t step =
+      std::max<std::int64_t>(kPanelBytes / row_bytes / 64 * 64, 64);
+  for (std::int64_t row = 0; row < rows; row += step) {
+    panel(row, std::min(step, rows - row));
+  }
 }
 
-// left^T x right, rounded to `dtype`.
-at::Tensor WeightGradient(const at::Tensor& left, const at::Tensor& right,
-                          at::ScalarType dtype) {
+// Rows of `weight` in fp32, valid until this thread's next call.
+at::Tensor WidenedRows(const at::Tensor& weight, std::int64_t row,
+                       std::int64_t rows) {
   thread_local Scratch scratch;
-  const at::NoGradGuard no_grad;
-  at::Tensor product = scratch.Shaped({left.size(1), right.size(1)});
-  return at::mm_out(product, left.t(), right).to(dtype);
+  return scratch.Shaped({rows, weight.size(1)})
+      .copy_(weight.narrow(0, row, rows));
+}
+
+// left^T x right, rounded to the type of `weight` and in its shape.
+at::Tensor WeightGradient(const at::Tensor& left, const at::Tensor& right,
+                          const at::Tensor& weight) {
+  thread_local Scratch scratch;
+  at::Tensor gradient = at::empty_like(weight, at::MemoryFormat::Contiguous);
+  ForPanels(weight, [&](std::int64_t row, std::int64_t rows) {
+    at::Tensor product = scratch.Shaped({rows, right.size(1)});
+    at::mm_out(product, left.narrow(1, row, rows).t(), right);
+    gradient.narrow(0, row, rows).copy_(product);
+  });
+  return gradient;
 }
 
 // Widens, multiplies in fp32, rounds once to the input's type.
@@ -63,14 +87,14 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
                             const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias) {
     const at::Tensor rows = input.reshape({-1, input.size(-1)}).to(at::kFloat);
-    const at::Tensor wide = Widened(weight);
-    at::Tensor product;
     const bool has_bias = bias.has_value() && bias->defined();
-    if (has_bias) {
-      product = at::addmm(bias->to(at::kFloat), rows, wide.t());
-    } else {
-      product = at::mm(rows, wide.t());
-    }
+    at::Tensor product = at::empty({rows.size(0), weight.size(0)}, at::kFloat);
+    if (has_bias) product.copy_(*bias);
+    ForPanels(weight, [&](std::int64_t row, std::int64_t count) {
+      product.narrow(1, row, count)
+          .addmm_(rows, WidenedRows(weight, row, count).t(),
+                  /*beta=*/has_bias ? 1 : 0);
+    });
     context->save_for_backward({input, weight});
     context->saved_data["has_bias"] = has_bias;
     auto shape = input.sizes().vec();
@@ -92,18 +116,46 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
     if (context->needs_input_grad(1)) {
       const at::Tensor rows =
           input.reshape({-1, input.size(-1)}).to(at::kFloat);
-      weight_gradient = WeightGradient(output_gradient, rows, dtype);
+      weight_gradient = WeightGradient(output_gradient, rows, weight);
     }
     if (context->needs_input_grad(0)) {
-      input_gradient = at::mm(output_gradient, Widened(weight))
-                           .to(dtype)
-                           .view(input.sizes());
+      at::Tensor sum =
+          at::empty({output_gradient.size(0), weight.size(1)}, at::kFloat);
+      ForPanels(weight, [&](std::int64_t row, std::int64_t count) {
+        sum.addmm_(output_gradient.narrow(1, row, count),
+                   WidenedRows(weight, row, count), /*beta=*/row == 0 ? 0 : 1);
+      });
+      input_gradient = sum.to(dtype).view(input.sizes());
     }
     if (context->saved_data["has_bias"].toBool() &&
         context->needs_input_grad(2)) {
       bias_gradient = output_gradient.sum(0).to(dtype);
     }
     return {input_gradient, weight_gradient, bias_gradient};
+  }
+};
+
+// Keeps the 16-bit inputs between forward and backward, not their fp32 copies.
+struct WideAttention : torch::autograd::Function<WideAttention> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& query,
+                            const at::Tensor& key, const at::Tensor& value) {
+    auto [output, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
+        query.to(at::kFloat), key.to(at::kFloat), value.to(at::kFloat),
+        /*dropout_p=*/0.0, /*is_causal=*/true);
+    context->save_for_backward({query, key, value, output, logsumexp});
+    return output.to(query.scalar_type());
+  }
+
+  static variable_list backward(AutogradContext* context,
+                                variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::ScalarType dtype = saved[0].scalar_type();
+    auto [query, key, value] =
+        at::_scaled_dot_product_flash_attention_for_cpu_backward(
+            gradients[0].to(at::kFloat), saved[0].to(at::kFloat),
+            saved[1].to(at::kFloat), saved[2].to(at::kFloat), saved[3],
+            saved[4], /*dropout_p=*/0.0, /*is_causal=*/true);
+    return {query.to(dtype), key.to(dtype), value.to(dtype)};
   }
 };
 
@@ -136,10 +188,7 @@ at::Tensor CausalAttention(const at::Tensor& query, const at::Tensor& key,
   if (!IsHalf(query) || !UseWideProducts()) {
     return at::scaled_dot_product_attention(query, key, value, {}, 0.0, true);
   }
-  return at::scaled_dot_product_attention(query.to(at::kFloat),
-                                          key.to(at::kFloat),
-                                          value.to(at::kFloat), {}, 0.0, true)
-      .to(query.scalar_type());
+  return WideAttention::apply(query, key, value);
 }
 
 }  // namespace stowage::engine

@@ -65,6 +65,8 @@ SaveInfo CheckpointSave::info() const {
 void CheckpointSave::ThreadMain() {
   const absl::Status status = Write();
   parts_.snapshot->End();
+  parts_.one_bit.clear();
+  parts_.one_bit_memory.Release();
   if (status.ok() && parts_.spec.keep > 0) Retire();
   {
     MutexLock lock(mutex_);
@@ -130,6 +132,15 @@ std::vector<storage::CheckpointWriter::Stream> CheckpointSave::Streams() const {
   if (with_state && !frozen.empty()) {
     streams.push_back({storage::kKindFrozen, frozen});
   }
+  if (with_state && !parts_.one_bit.empty()) {
+    std::vector<storage::TensorSpec> errors;
+    for (const NamedValues& values : parts_.one_bit) {
+      errors.push_back({values.name,
+                        Dtype::kFp32,
+                        {static_cast<std::int64_t>(values.values.size())}});
+    }
+    streams.push_back({storage::kKindOneBit, std::move(errors)});
+  }
   if (parts_.spec.model) streams.push_back({storage::kKindModel, model});
   return streams;
 }
@@ -149,6 +160,13 @@ absl::Status CheckpointSave::Write() {
   }
   for (const std::int32_t unit : parts_.unit_order) {
     STOWAGE_RETURN_IF_ERROR(WriteUnit(unit, *writer));
+  }
+  if (parts_.spec.state) {
+    for (const NamedValues& values : parts_.one_bit) {
+      STOWAGE_RETURN_IF_ERROR(writer->Append(
+          storage::kKindOneBit,
+          std::as_bytes(std::span<const float>(values.values))));
+    }
   }
   STOWAGE_ASSIGN_OR_RETURN(std::string path, writer->Publish());
   MutexLock lock(mutex_);

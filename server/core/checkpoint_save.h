@@ -23,8 +23,10 @@
 #include "common/layout.h"
 #include "common/mutex.h"
 #include "optim/kernels.h"
+#include "server/core/onebit_update.h"
 #include "storage/checkpoint/manifest.h"
 #include "storage/checkpoint/writer.h"
+#include "storage/host/memory_budget.h"
 #include "storage/state_store.h"
 
 namespace stowage::core {
@@ -46,6 +48,9 @@ class CheckpointSave {
     std::function<absl::Status(std::int32_t unit, std::int64_t begin_elems,
                                std::span<std::byte> out)>
         read_frozen;
+    // Of a 1-bit optimizer; copied, because they change as a whole.
+    std::vector<NamedValues> one_bit;
+    storage::MemoryReservation one_bit_memory;
     double begin_ms = 0;
   };
 
@@ -73,7 +78,7 @@ class CheckpointSave {
   std::vector<storage::CheckpointWriter::Stream> Streams() const;
   void Retire();
 
-  const Parts parts_;
+  Parts parts_;  // constant but for what the thread gives back at its end
   const std::chrono::steady_clock::time_point started_;
   // Of the thread.
   std::vector<float> chunk_;

@@ -285,6 +285,7 @@ class Job {
 
   // Checkpoints (job_checkpoint.cc). Loading is the busy one's.
   absl::Status LoadIfNew(const LoadSpec& load);
+  absl::Status LoadOneBit(storage::CheckpointReader& reader);
   absl::Status LoadUnitFrom(storage::CheckpointReader& reader,
                             std::int32_t unit);
   absl::Status LoadParamFrom(storage::CheckpointReader& reader,

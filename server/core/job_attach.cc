@@ -26,7 +26,10 @@ constexpr float kFp16RoundsToInfinity = 65520.0F;
 // Empty if both are the same.
 std::string OptimizerDifference(const OptimizerSpec& ours,
                                 const OptimizerSpec& theirs) {
-  if (ours.kind != theirs.kind) return "optimizer";
+  if (ours.kind != theirs.kind) {
+    return absl::StrCat("optimizer: ", OptimizerKindName(ours.kind),
+                        ", the job has ", OptimizerKindName(theirs.kind));
+  }
   if (ours.decoupled_weight_decay != theirs.decoupled_weight_decay) {
     return absl::StrCat(
         "optimizer: ", ours.decoupled_weight_decay ? "AdamW" : "Adam",

@@ -39,7 +39,10 @@ std::string Shape(const std::vector<std::int64_t>& shape) {
 // The first difference in words, empty if there is none.
 std::string OptimizerDifference(const OptimizerSpec& theirs,
                                 const OptimizerSpec& ours) {
-  if (theirs.kind != ours.kind) return "optimizer";
+  if (theirs.kind != ours.kind) {
+    return absl::StrCat("optimizer: ", OptimizerKindName(theirs.kind),
+                        ", the job has ", OptimizerKindName(ours.kind));
+  }
   if (theirs.decoupled_weight_decay != ours.decoupled_weight_decay) {
     return absl::StrCat(
         "optimizer: ", theirs.decoupled_weight_decay ? "AdamW" : "Adam",
@@ -91,22 +94,12 @@ std::string StillRunning(const SaveInfo& save) {
                       HumanBytes(save.bytes_total), ")");
 }
 
-// The errors of a 1-bit optimizer's signs are in no checkpoint.
-absl::Status CheckCheckpointable(const JobSpec& spec) {
-  if (!spec.optimizer.one_bit()) return absl::OkStatus();
-  return absl::UnimplementedError(
-      absl::StrCat("job \"", spec.name,
-                   "\": checkpoints of 1-bit optimizers are not built: the "
-                   "errors of their signs would be lost"));
-}
-
 }  // namespace
 
 // ---------------------------------------------------------------------------
 // Saving
 
 absl::StatusOr<SaveInfo> Job::Save(const SaveSpec& spec) {
-  STOWAGE_RETURN_IF_ERROR(CheckCheckpointable(spec_));
   MutexLock lock(mutex_);
   if (closing_) {
     return absl::UnavailableError(
@@ -202,6 +195,14 @@ absl::StatusOr<std::shared_ptr<CheckpointSave>> Job::MakeSave(
           {.budget = services_->budget,
            .copies_bytes_max = 3 * layout_.state_elems() *
                                static_cast<std::int64_t>(sizeof(float))}));
+  if (OneBitUpdate* const one_bit = update_->one_bit(); one_bit != nullptr) {
+    STOWAGE_ASSIGN_OR_RETURN(
+        parts.one_bit_memory,
+        services_->budget->Reserve(
+            OneBitUpdate::Bytes(layout_, spec_.optimizer, one_bit->ranks()),
+            absl::StrCat("save of job \"", spec_.name, "\"")));
+    parts.one_bit = one_bit->Copy();
+  }
   parts.spec = spec;
   parts.layout = &layout_;
   parts.kernels = services_->kernels;
@@ -331,13 +332,33 @@ absl::Status Job::LoadUnitFrom(storage::CheckpointReader& reader,
   return residency_->Settle();
 }
 
+absl::Status Job::LoadOneBit(storage::CheckpointReader& reader) {
+  OneBitUpdate* const one_bit = update_->one_bit();
+  if (one_bit == nullptr) return absl::OkStatus();
+  std::vector<NamedValues> values;
+  for (const storage::TensorSpec& tensor :
+       reader.Tensors(storage::kKindOneBit)) {
+    if (tensor.dtype != Dtype::kFp32) {
+      return absl::DataLossError(absl::StrCat(
+          reader.path(), ": ", tensor.name, " of ", storage::kKindOneBit,
+          " is not fp32"));
+    }
+    NamedValues& read = values.emplace_back();
+    read.name = tensor.name;
+    read.values.resize(static_cast<std::size_t>(tensor.elems()));
+    STOWAGE_RETURN_IF_ERROR(
+        reader.Read(storage::kKindOneBit, tensor.name, 0,
+                    std::as_writable_bytes(std::span<float>(read.values))));
+  }
+  return one_bit->Restore(values);
+}
+
 absl::Status Job::LoadIfNew(const LoadSpec& load) {
   {
     MutexLock lock(mutex_);
     loaded_from_.clear();
     if (load.folder.empty() || initialized_) return absl::OkStatus();
   }
-  STOWAGE_RETURN_IF_ERROR(CheckCheckpointable(spec_));
   const auto begin = std::chrono::steady_clock::now();
   absl::StatusOr<std::string> path =
       storage::FindCheckpoint(load.folder, load.step);
@@ -347,6 +368,7 @@ absl::Status Job::LoadIfNew(const LoadSpec& load) {
                            storage::CheckpointReader::Open(*path));
   STOWAGE_RETURN_IF_ERROR(CheckCheckpoint(reader));
   const storage::CheckpointManifest& manifest = reader.manifest();
+  STOWAGE_RETURN_IF_ERROR(LoadOneBit(reader));
   for (std::int32_t unit = 0; unit < layout_.unit_count(); ++unit) {
     STOWAGE_RETURN_IF_ERROR(LoadUnitFrom(reader, unit));
   }

@@ -71,7 +71,7 @@ absl::StatusOr<std::unique_ptr<Job::Run>> Job::MakeRun(
   const bool whole_job = store_ == nullptr;
   if (const std::int32_t ranks = whole_job ? 0 : update_->fixed_ranks();
       ranks > 0 && ranks != run.local_ranks) {
-    return absl::FailedPreconditionError(
+    return absl::InvalidArgumentError(
         absl::StrCat("job \"", spec_.name, "\": ", run.local_ranks,
                      " ranks; its 1-bit optimizer keeps the errors of ", ranks,
                      " ranks, start as many"));

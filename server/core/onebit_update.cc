@@ -1,33 +1,15 @@
 #include "server/core/onebit_update.h"
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/dtype.h"
 
 namespace stowage::core {
 namespace {
-
-optim::OneBitSettings Settings(const OptimizerSpec& spec) {
-  return {.lamb = spec.kind == OptimizerKind::kOneBitLamb,
-          .freeze_step = spec.freeze_step,
-          .max_coeff = spec.max_coeff,
-          .min_coeff = spec.min_coeff,
-          .coeff_beta = spec.coeff_beta,
-          .factor_max = spec.factor_max,
-          .factor_min = spec.factor_min,
-          .factor_threshold = spec.factor_threshold};
-}
-
-std::vector<const Layout::Param*> Trainable(const Layout& layout) {
-  std::vector<const Layout::Param*> tensors;
-  for (const Layout::Unit& unit : layout.units()) {
-    for (const Layout::Param& param : unit.params) {
-      if (!param.frozen) tensors.push_back(&param);
-    }
-  }
-  return tensors;
-}
 
 // A tensor as the kernels' sources see it: a chunk of its own.
 Layout::Chunk ChunkOf(const Layout::Param& param) {
@@ -37,16 +19,24 @@ Layout::Chunk ChunkOf(const Layout::Param& param) {
           .elems = param.elems};
 }
 
+std::vector<optim::OneBitTensor> Unbound(const Layout& layout) {
+  std::vector<optim::OneBitTensor> tensors;
+  for (const Layout::Param* param : layout.TrainableParams()) {
+    tensors.push_back({.elems = param->elems, .group = param->group_index});
+  }
+  return tensors;
+}
+
 }  // namespace
 
 std::int64_t OneBitUpdate::Bytes(const Layout& layout,
                                  const OptimizerSpec& optimizer,
                                  std::int32_t ranks) {
   std::vector<std::int64_t> elems;
-  for (const Layout::Param* param : Trainable(layout)) {
+  for (const Layout::Param* param : layout.TrainableParams()) {
     elems.push_back(param->elems);
   }
-  return optim::OneBitOptimizer::StateBytes(Settings(optimizer), elems, ranks,
+  return optim::OneBitOptimizer::StateBytes(optim::MakeOneBitSettings(optimizer), elems, ranks,
                                             /*sides=*/ranks);
 }
 
@@ -57,11 +47,14 @@ OneBitUpdate::OneBitUpdate(const Layout& layout, const OptimizerSpec& optimizer,
       spec_(optimizer),
       ranks_(ranks),
       reservation_(std::move(reservation)),
-      tensors_(Trainable(layout)) {}
+      tensors_(layout.TrainableParams()),
+      optimizer_(optim::MakeOneBitSettings(optimizer), Unbound(layout),
+                 layout.param_dtype(), optim::OneBitOptimizer::kAllRanks,
+                 ranks) {}
 
-void OneBitUpdate::MakeOptimizer(const OneBitContext& context,
-                                 storage::StateStore& store,
-                                 const std::vector<std::int32_t>& chunk_order) {
+void OneBitUpdate::Bind(const OneBitContext& context,
+                        storage::StateStore& store,
+                        const std::vector<std::int32_t>& chunk_order) {
   // Where each unit's arrays begin: its first chunk's, less what lies before.
   std::vector<storage::StateView> begins(
       static_cast<std::size_t>(layout_.unit_count()));
@@ -86,9 +79,8 @@ void OneBitUpdate::MakeOptimizer(const OneBitContext& context,
          .moment2 = begin.moment2 + param->begin_elems,
          .copy = context.params.param(param->unit_index, param->begin_elems)});
   }
-  optimizer_ = std::make_unique<optim::OneBitOptimizer>(
-      Settings(spec_), std::move(tensors), layout_.param_dtype(),
-      optim::OneBitOptimizer::kAllRanks, ranks_);
+  optimizer_.Bind(std::move(tensors));
+  bound_ = true;
 }
 
 void OneBitUpdate::Step(const OneBitContext& context,
@@ -97,8 +89,8 @@ void OneBitUpdate::Step(const OneBitContext& context,
                         const ApplyArgs& args, std::int64_t t,
                         ComputeTeam& team) {
   if (tensors_.empty()) return;
-  if (optimizer_ == nullptr) MakeOptimizer(context, store, chunk_order);
-  const bool compressed = optimizer_->compressed(t);
+  if (!bound_) Bind(context, store, chunk_order);
+  const bool compressed = optimizer_.compressed(t);
   const std::size_t sides = compressed ? static_cast<std::size_t>(ranks_) : 1;
   std::vector<RunGradients::SlotPointers> pointers(sides * tensors_.size());
   std::vector<optim::GradientSource> sources;
@@ -115,7 +107,7 @@ void OneBitUpdate::Step(const OneBitContext& context,
   }
   // The factor divides by all micro-batches; a rank's own are a share of them.
   const double factor = args.gradient_factor * (compressed ? ranks_ : 1);
-  const absl::Status status = optimizer_->Step(
+  const absl::Status status = optimizer_.Step(
       context.kernels,
       {.t = t,
        .gradient_factor = factor,
@@ -134,13 +126,78 @@ void OneBitUpdate::Step(const OneBitContext& context,
 }
 
 TrustRatios OneBitUpdate::trust_ratios() const {
-  return optimizer_ == nullptr ? TrustRatios{} : optimizer_->trust_ratios();
+  return optimizer_.trust_ratios();
 }
 
 Compression OneBitUpdate::compression() const {
-  if (optimizer_ == nullptr) return {};
-  const optim::OneBitCounters& counters = optimizer_->counters();
+  if (optimizer_.sides() == 0) return {};
+  const optim::OneBitCounters& counters = optimizer_.counters();
   return {.rounds = counters.rounds, .error = counters.compression_error};
+}
+
+std::vector<OneBitUpdate::Place> OneBitUpdate::Places() {
+  std::vector<Place> places;
+  for (std::size_t r = 0; r < optimizer_.sides(); ++r) {
+    optim::OneBitReduce& side = optimizer_.side(r);
+    for (std::size_t b = 0; b < optimizer_.buffers(); ++b) {
+      places.push_back(
+          {absl::StrCat("worker_error.", r, ".", b),
+           std::as_writable_bytes(side.worker_error(b))});
+      places.push_back(
+          {absl::StrCat("server_error.", r, ".", b),
+           std::as_writable_bytes(side.server_error(b))});
+    }
+  }
+  std::vector<optim::OneBitLambState>& lamb = optimizer_.lamb_state();
+  if (lamb.empty()) return places;
+  for (std::size_t i = 0; i < lamb.size(); ++i) {
+    places.push_back({absl::StrCat("fresh_variance.", i),
+                      std::as_writable_bytes(optimizer_.fresh_variance(i))});
+  }
+  static_assert(sizeof(optim::OneBitLambState) == 3 * sizeof(double));
+  places.push_back({"lamb", std::as_writable_bytes(std::span(lamb))});
+  return places;
+}
+
+std::vector<NamedValues> OneBitUpdate::Copy() {
+  std::vector<NamedValues> copy;
+  for (const Place& place : Places()) {
+    NamedValues& to = copy.emplace_back();
+    to.name = place.name;
+    to.values.resize(place.bytes.size() / sizeof(float));
+    std::memcpy(to.values.data(), place.bytes.data(), place.bytes.size());
+  }
+  return copy;
+}
+
+absl::Status OneBitUpdate::Restore(const std::vector<NamedValues>& values) {
+  const std::vector<Place> places = Places();
+  std::vector<const NamedValues*> found;
+  for (const Place& place : places) {
+    const auto it = std::find_if(
+        values.begin(), values.end(),
+        [&](const NamedValues& v) { return v.name == place.name; });
+    const std::size_t elems = place.bytes.size() / sizeof(float);
+    if (it == values.end() || it->values.size() != elems) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "errors of signs: the job of ", ranks_, " ranks has ",
+          elems, " elements of ", place.name, ", the checkpoint ",
+          it == values.end() ? 0 : it->values.size(),
+          "; a 1-bit optimizer goes on with the number of ranks that saved"));
+    }
+    found.push_back(&*it);
+  }
+  if (values.size() != places.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "errors of signs: ", values.size(), " arrays, the job of ", ranks_,
+        " ranks has ", places.size(),
+        "; a 1-bit optimizer goes on with the number of ranks that saved"));
+  }
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    std::memcpy(places[i].bytes.data(), found[i]->values.data(),
+                places[i].bytes.size());
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace stowage::core

@@ -9,8 +9,10 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,6 +27,12 @@
 #include "storage/state_store.h"
 
 namespace stowage::core {
+
+// A named array of fp32 values.
+struct NamedValues {
+  std::string name;
+  std::vector<float> values;
+};
 
 struct OneBitContext {
   const optim::KernelSet& kernels;
@@ -58,16 +66,33 @@ class OneBitUpdate {
   TrustRatios trust_ratios() const;
   Compression compression() const;
 
+  // What a checkpoint holds beside masters and moments, as of the last step:
+  // worker_error.RANK.BUFFER and server_error.RANK.BUFFER; for OneBitLamb also
+  // fresh_variance.TENSOR and lamb (its three doubles a tensor, as bytes).
+  // Buffers and tensors are counted in the layout's order.
+  std::vector<NamedValues> Copy();
+  // The reverse.
+  // Errors: kInvalidArgument if these are not the arrays of such a job (another
+  //   number of ranks); nothing is changed then.
+  absl::Status Restore(const std::vector<NamedValues>& values);
+
  private:
-  void MakeOptimizer(const OneBitContext& context, storage::StateStore& store,
+  // Where a named array lies.
+  struct Place {
+    std::string name;
+    std::span<std::byte> bytes;
+  };
+  std::vector<Place> Places();
+  void Bind(const OneBitContext& context, storage::StateStore& store,
                      const std::vector<std::int32_t>& chunk_order);
 
   const Layout& layout_;
   const OptimizerSpec spec_;
   const std::int32_t ranks_;
   const storage::MemoryReservation reservation_;
-  std::vector<const Layout::Param*> tensors_;  // trainable, in layout order
-  std::unique_ptr<optim::OneBitOptimizer> optimizer_;  // made by the first step
+  const std::vector<const Layout::Param*> tensors_;  // trainable
+  optim::OneBitOptimizer optimizer_;
+  bool bound_ = false;  // by the first step
 };
 
 }  // namespace stowage::core

@@ -287,6 +287,9 @@ absl::Status StepUpdate::UpdateOneBit(const StepUpdateContext& context,
   absl::Status status = window.status();
   if (status.ok()) {
     STOWAGE_CHECK(window->end == static_cast<std::int64_t>(order.size()));
+    for (std::int64_t i = 0; i < window->end; ++i) {
+      context.store.BeforeUpdate(i);  // a snapshot may want them as they are
+    }
     one_bit_->Step({.kernels = context.kernels,
                     .params = context.params,
                     .run = context.run,

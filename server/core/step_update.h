@@ -89,6 +89,8 @@ class StepUpdate {
   Compression compression() const {
     return one_bit_ == nullptr ? Compression{} : one_bit_->compression();
   }
+  // Null unless the job's optimizer is a 1-bit one.
+  OneBitUpdate* one_bit() { return one_bit_.get(); }
   // The number of ranks that the state is made for; 0: any.
   std::int32_t fixed_ranks() const {
     return one_bit_ == nullptr ? 0 : one_bit_->ranks();

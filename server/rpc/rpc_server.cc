@@ -5,10 +5,11 @@
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
-#include <netinet/in.h>
+#include <netdb.h>
 #include <sys/socket.h>
 
 #include <chrono>
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -39,29 +40,28 @@ void LogFromGrpc(gpr_log_func_args* args) {
   log::Warning("grpc", {{"message", args->message}});
 }
 
-// What bind(2) says, which gRPC does not tell. IPv4 and IPv6 loopback.
+// What bind(2) says, which gRPC does not tell.
 absl::Status ProbePort(const proto::Address& address) {
   if (address.port == 0) return absl::OkStatus();
-  const bool six = address.host == "::1";
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  if (const int error =
+          ::getaddrinfo(address.host.c_str(),
+                        absl::StrCat(address.port).c_str(), &hints, &found);
+      error != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "listen on ", address.ToString(), ": ", ::gai_strerror(error)));
+  }
+  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(
+      found, &::freeaddrinfo);
   const UniqueFd fd(
-      ::socket(six ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      ::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return ErrnoStatus("socket");
   const int on = 1;
   ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-  sockaddr_in6 six_address{};
-  six_address.sin6_family = AF_INET6;
-  six_address.sin6_addr = in6addr_loopback;
-  six_address.sin6_port = htons(static_cast<std::uint16_t>(address.port));
-  sockaddr_in four_address{};
-  four_address.sin_family = AF_INET;
-  four_address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  four_address.sin_port = six_address.sin6_port;
-  const int bound =
-      six ? ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&six_address),
-                   sizeof(six_address))
-          : ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&four_address),
-                   sizeof(four_address));
-  if (bound != 0) {
+  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) {
     return ErrnoStatus(absl::StrCat("listen on ", address.ToString()));
   }
   return absl::OkStatus();
@@ -80,10 +80,17 @@ class RpcServerImpl final : public RpcServer {
     STOWAGE_ASSIGN_OR_RETURN(proto::Address address,
                              proto::ParseAddress(options.listen));
     if (!address.IsLoopback()) {
-      return absl::UnimplementedError(absl::StrCat(
-          "listen on ", address.ToString(),
-          ": TCP works on loopback only (127.0.0.1, [::1], localhost): "
-          "connections are neither encrypted nor authenticated yet"));
+      if (!options.insecure_tcp) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "listen on ", address.ToString(),
+            ": connections are neither encrypted nor authenticated, so that "
+            "TCP works on loopback only (127.0.0.1, [::1], localhost); where "
+            "every host of the network is trusted, give --insecure-tcp"));
+      }
+      log::Warning("insecure_tcp",
+                   {{"address", address.ToString()},
+                    {"effect",
+                     "whoever reaches this port may read and change all jobs"}});
     }
     if (address.is_unix) {
       STOWAGE_ASSIGN_OR_RETURN(folder_, SocketFolder::Prepare(address.path));

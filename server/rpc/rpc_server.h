@@ -14,7 +14,8 @@
 namespace stowage::rpc {
 
 struct RpcOptions {
-  std::string listen;      // unix:/path or a loopback host:port
+  std::string listen;      // unix:/path or host:port
+  bool insecure_tcp = false;  // listen beyond loopback all the same
   std::string version;     // of the program
   int sessions_max = 512;  // more are refused at once
 };
@@ -26,7 +27,7 @@ struct RpcOptions {
 //   cancelled), close (socket and folder removed).
 class RpcServer {
  public:
-  // Errors: kInvalidArgument, kUnimplemented (TCP beyond loopback), those of
+  // Errors: kInvalidArgument, which also TCP beyond loopback is, those of
   //   SocketFolder::Prepare, kUnavailable if the port cannot be had.
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
       const RpcOptions& options, core::JobRegistry& registry);

@@ -29,6 +29,7 @@ inline constexpr char kKindMoment1[] = "moment1";
 inline constexpr char kKindMoment2[] = "moment2";
 inline constexpr char kKindFrozen[] = "frozen";  // in the ranks' type
 inline constexpr char kKindModel[] = "model";    // all, in the ranks' type
+inline constexpr char kKindOneBit[] = "one_bit";  // errors of its signs
 inline constexpr char kKindIndex[] = "index";    // of kKindModel, as JSON
 
 struct CheckpointFile {

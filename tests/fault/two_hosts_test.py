@@ -10,6 +10,7 @@ killed where the state is on NVMe.
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import unittest
@@ -178,6 +179,27 @@ class TwoHosts(unittest.TestCase):
             finally:
                 for server in servers:
                     server.__exit__()
+
+    def test_one_server_for_both_hosts(self):
+        with h.Hosts() as hosts, p.Folder() as folder:
+            # Beyond loopback only if somebody says so.
+            out = subprocess.run([f"{p.BIN}/stowd", "--listen", "10.77.0.1:7777", "--shm-dir",
+                                  folder.shm], capture_output=True, text=True, timeout=30)
+            self.assertEqual(out.returncode, 3, out.stderr)
+            self.assertIn("--insecure-tcp", out.stderr)
+            server = h.NodeServer(hosts, 0, folder, "--insecure-tcp", address="10.77.0.1:7777")
+            try:
+                self.assertIn("insecure_tcp", p.read(folder.file("stowd0.log")))
+                config = self.config(folder)
+                path = folder.file("two.trace")
+                ranks = h.Ranks(hosts, folder, config, [server, server], "--train-batch", "8",
+                                "--steps", "12", "--job", "one", "--keep", "--trace", path,
+                                hide_segments=(1,))
+                self.assertEqual(ranks.wait(180), [0] * 4, ranks.text())
+                self.assertEqual([(j["name"], j["step"]) for j in server.jobs()], [("one", 12)])
+                self.assert_close(self.losses(path), self.one_host(folder, config, 12))
+            finally:
+                server.__exit__()
 
     def test_random_kills_leave_all_nodes_at_one_step(self):
         rng = random.Random(p.seed())

@@ -57,6 +57,18 @@ class Lamb(unittest.TestCase):
             self.assertEqual(got[1], want[1], "nvme: losses")
             self.assertEqual(got[0], want[0], "nvme: weights")
 
+    def test_state_on_the_ranks_trains_alike(self):
+        with p.Folder() as folder:
+            want = self.train(folder, self.config(folder, 3), "server")[1]
+            for stage in (0, 1, 2, 3):
+                config = folder.config(f"ranks{stage}.json", optimizer=LAMB,
+                                       zero_optimization={"stage": stage})
+                got = self.train(folder, config, f"ranks{stage}")[1]
+                worst = max(abs(got[s] / want[s] - 1) for s in want)
+                print(f"stage {stage}, nothing offloaded: losses within "
+                      f"{worst:.1e} of the server's")
+                self.assertLess(worst, 1e-5)
+
     def test_goes_on_after_a_kill_as_if_never_stopped(self):
         with p.Folder() as folder, p.Stowd(folder) as server:
             config = self.config(folder)

@@ -1,6 +1,7 @@
 """Two hosts on one machine: network namespaces with a cable between them, a
 stowd in each, ranks started as torchrun would start them."""
 
+import json
 import os
 import subprocess
 
@@ -83,7 +84,9 @@ class Ranks:
     file, or a list with one for each host."""
 
     def __init__(self, hosts, folder, config, servers, *args, port=29511,
-                 extra_env=None):
+                 extra_env=None, hide_segments=()):
+        """`hide_segments`: hosts that do not see the folder of segments, as on
+        a machine of their own."""
         self.logs = []
         self.processes = []
         for host in (0, 1):
@@ -94,9 +97,12 @@ class Ranks:
                 env.update((extra_env or {}).get((host, rank), {}))
                 server = (["--server", servers[host].address]
                           if servers else [])
+                hide = ["unshare", "--mount", "sh", "-c",
+                        f"mount -t tmpfs none {folder.shm} && exec \"$@\"",
+                        "sh"] if host in hide_segments else []
                 with open(log, "w") as out:
                     self.processes.append(subprocess.Popen(
-                        hosts.inside(host) +
+                        hosts.inside(host) + hide +
                         p.train_command(
                             config[host] if isinstance(config, list)
                             else config, folder.file("text"), *p.TINY,
@@ -121,11 +127,12 @@ class Ranks:
 class NodeServer(p.Stowd):
     """A host's stowd, in its namespace, in a folder of its own."""
 
-    def __init__(self, hosts, host, folder, *args):
+    def __init__(self, hosts, host, folder, *args, address=None):
         sub = folder.file(f"host{host}")
         os.makedirs(sub, mode=0o700, exist_ok=True)
         self.folder = folder
-        self.address = f"unix:{sub}/stowd.sock"
+        self.address = address or f"unix:{sub}/stowd.sock"
+        self.inside = hosts.inside(host)
         self.log = open(folder.file(f"stowd{host}.log"), "a")
         shm = os.path.join(folder.shm, f"host{host}")
         os.makedirs(shm, mode=0o700, exist_ok=True)
@@ -139,9 +146,18 @@ class NodeServer(p.Stowd):
             self.command, stdin=subprocess.DEVNULL, stdout=self.log,
             stderr=self.log)
         for _ in range(500):
-            if p.stowctl(self.address, "info").returncode == 0:
+            if self.stowctl("info").returncode == 0:
                 return
             if self.process.poll() is not None:
                 break
             time.sleep(0.02)
         raise AssertionError("stowd did not start")
+
+    def stowctl(self, *args):
+        """As its own host would ask it."""
+        return subprocess.run(
+            [*self.inside, f"{p.BIN}/stowctl", "--server", self.address, *args],
+            capture_output=True, text=True, timeout=60)
+
+    def jobs(self):
+        return json.loads(self.stowctl("jobs", "--json").stdout)

@@ -578,15 +578,25 @@ TEST(CheckSupported, NamesWhatIsNotThereYet) {
               HasSubstr("ratio = 0.5"));
   EXPECT_EQ(refusal([](Config& c) { c.optimizer.type = OptimizerType::kLamb; }),
             "");
-  EXPECT_THAT(
-      refusal([](Config& c) { c.optimizer.type = OptimizerType::kOneBitAdam; }),
-      HasSubstr("optimizer.type = \"OneBitAdam\""));
-  EXPECT_THAT(refusal([](Config& c) {
-                c.optimizer.type = OptimizerType::kLamb;
-                c.zero_optimization.offload_optimizer.device =
-                    OffloadDevice::kNone;
-              }),
-              HasSubstr("trust ratios are made in the server"));
+  const auto one_bit = [](Config& c) {
+    c.optimizer.type = OptimizerType::kOneBitAdam;
+    c.zero_optimization.stage = 0;
+    c.zero_optimization.offload_param.device = OffloadDevice::kNone;
+  };
+  Config config;
+  one_bit(config);
+  for (const OffloadDevice device :
+       {OffloadDevice::kNone, OffloadDevice::kCpu}) {
+    config.zero_optimization.offload_optimizer.device = device;
+    EXPECT_TRUE(CheckSupported(config).ok());
+    EXPECT_EQ(WhyNotSegments(config).empty(), device == OffloadDevice::kCpu);
+  }
+  config.stowage.exchange = ExchangeKind::kC10d;
+  EXPECT_THAT(std::string(CheckSupported(config).message()),
+              HasSubstr("stowage.exchange = \"c10d\""));
+  config.zero_optimization.offload_optimizer.device = OffloadDevice::kNvme;
+  EXPECT_THAT(std::string(CheckSupported(config).message()),
+              HasSubstr("errors of its signs are kept in memory"));
   EXPECT_EQ(
       refusal([](Config& c) { c.stowage.exchange = ExchangeKind::kC10d; }), "");
   EXPECT_THAT(

@@ -1,0 +1,128 @@
+#include "engine/exchange/one_bit_shards.h"
+
+#include <utility>
+
+#include "common/check.h"
+#include "common/dtype.h"
+#include "common/status_macros.h"
+
+namespace stowage::engine {
+namespace {
+
+// Bytes by collectives that move numbers: nothing is computed on the way, so a
+// word of four bytes may be anything.
+class CollectiveBytes final : public optim::ByteExchange {
+ public:
+  explicit CollectiveBytes(Collectives* group) : group_(group) {}
+
+  int rank() const override { return group_->rank(); }
+  int ranks() const override { return group_->ranks(); }
+
+  absl::Status AllToAll(std::span<const std::byte> parts,
+                        std::span<std::byte> received) override {
+    const auto ranks = static_cast<std::size_t>(group_->ranks());
+    STOWAGE_CHECK(parts.size() == received.size() &&
+                  parts.size() % (ranks * kWord) == 0);
+    const auto words = static_cast<std::int64_t>(parts.size() / ranks / kWord);
+    const std::vector<std::int64_t> each(ranks, words);
+    STOWAGE_ASSIGN_OR_RETURN(
+        const std::unique_ptr<Pending> pending,
+        group_->ExchangeParts(Dtype::kFp32, parts.data(), each, received.data(),
+                              words));
+    return pending->Wait();
+  }
+
+  absl::Status AllGather(std::span<const std::byte> mine,
+                         std::span<std::byte> gathered) override {
+    STOWAGE_ASSIGN_OR_RETURN(const std::unique_ptr<Pending> pending,
+                             group_->AllGather(gathered, mine));
+    return pending->Wait();
+  }
+
+ private:
+  static constexpr std::size_t kWord = 4;
+  Collectives* const group_;
+};
+
+}  // namespace
+
+OneBitShards::OneBitShards(const Layout* layout, const plan::ShardPlan* plan,
+                           const OptimizerSpec& optimizer, Collectives* group)
+    : RankShards(layout, plan, /*part=*/0, optimizer),
+      exchange_(std::make_unique<CollectiveBytes>(group)),
+      settings_(optim::MakeOneBitSettings(optimizer)),
+      params_(layout->TrainableParams()) {
+  STOWAGE_CHECK(plan->parts() == 1);
+  update_ = std::make_unique<optim::OneBitOptimizer>(
+      settings_, Tensors(), layout->param_dtype(), group->rank(),
+      group->ranks());
+}
+
+OneBitShards::~OneBitShards() = default;
+
+std::vector<optim::OneBitTensor> OneBitShards::Tensors() {
+  const std::int64_t width = DtypeBytes(layout_->param_dtype());
+  std::vector<optim::OneBitTensor> tensors;
+  for (const Layout::Param* param : params_) {
+    Unit& unit = At(param->unit_index);
+    const std::int64_t begin = param->begin_elems;
+    tensors.push_back({.elems = param->elems,
+                       .group = param->group_index,
+                       .master = unit.master.data() + begin,
+                       .moment1 = unit.moment1.data() + begin,
+                       .moment2 = unit.moment2.data() + begin,
+                       .copy = unit.params.data() + begin * width});
+  }
+  return tensors;
+}
+
+bool OneBitShards::takes_own_gradients() const {
+  return update_->compressed(info_.applied_steps + 1);
+}
+
+absl::StatusOr<Verdict> OneBitShards::Prepare(std::int64_t step,
+                                              std::span<const double> scalars) {
+  STOWAGE_ASSIGN_OR_RETURN(Verdict verdict, RankShards::Prepare(step, scalars));
+  verdict.trust_ratios = update_->trust_ratios();
+  const optim::OneBitCounters& counters = update_->counters();
+  verdict.compression = {.rounds = counters.rounds,
+                         .error = counters.compression_error};
+  return verdict;
+}
+
+absl::Status OneBitShards::Apply(const ApplyArgs& args) {
+  const bool own = takes_own_gradients();
+  STOWAGE_RETURN_IF_ERROR(BeginApply(args));
+  if (!args.skip) {
+    std::vector<optim::GradientSource> sources;
+    for (const Layout::Param* param : params_) {
+      const Unit& unit = At(param->unit_index);
+      sources.push_back(
+          {.slots = {},
+           .slot_dtype = Dtype::kFp32,
+           .sum = unit.summed ? unit.sum.data() + param->begin_elems : nullptr});
+    }
+    // The factor divides by all micro-batches; a rank's own are a share of
+    // them.
+    const double factor =
+        args.gradient_factor * (own ? exchange_->ranks() : 1);
+    STOWAGE_RETURN_IF_ERROR(update_->Step(kernels_,
+                                          {.t = info_.applied_steps,
+                                           .gradient_factor = factor,
+                                           .groups = args.groups,
+                                           .gradients = sources},
+                                          exchange_.get()));
+  }
+  EndApply();
+  return absl::OkStatus();
+}
+
+std::int64_t OneBitShards::held_bytes() const {
+  std::vector<std::int64_t> elems;
+  for (const Layout::Param* param : params_) elems.push_back(param->elems);
+  return RankShards::held_bytes() +
+         optim::OneBitOptimizer::StateBytes(settings_, elems,
+                                            exchange_->ranks(), /*sides=*/1);
+}
+
+}  // namespace stowage::engine
