@@ -81,12 +81,17 @@ at::Tensor WeightGradient(const at::Tensor& left, const at::Tensor& right,
   return gradient;
 }
 
-// Widens, multiplies in fp32, rounds once to the input's type.
+at::Tensor Rows(const at::Tensor& tensor) {
+  return tensor.reshape({-1, tensor.size(-1)}).to(at::kFloat);
+}
+
+// Widens, multiplies in fp32, rounds once to the input's type. With `gelu` of
+// the input, which is what is kept.
 struct WideLinear : torch::autograd::Function<WideLinear> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& input,
                             const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias) {
-    const at::Tensor rows = input.reshape({-1, input.size(-1)}).to(at::kFloat);
+                            const std::optional<at::Tensor>& bias, bool gelu) {
+    const at::Tensor rows = Rows(gelu ? at::gelu(input, "tanh") : input);
     const bool has_bias = bias.has_value() && bias->defined();
     at::Tensor product = at::empty({rows.size(0), weight.size(0)}, at::kFloat);
     if (has_bias) product.copy_(*bias);
@@ -97,6 +102,7 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
     });
     context->save_for_backward({input, weight});
     context->saved_data["has_bias"] = has_bias;
+    context->saved_data["gelu"] = gelu;
     auto shape = input.sizes().vec();
     shape.back() = weight.size(0);
     return product.to(input.scalar_type()).view(shape);
@@ -107,15 +113,14 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& input = saved[0];
     const at::Tensor& weight = saved[1];
+    const bool gelu = context->saved_data["gelu"].toBool();
     const at::ScalarType dtype = input.scalar_type();
-    const at::Tensor output_gradient =
-        gradients[0].reshape({-1, weight.size(0)}).to(at::kFloat);
+    const at::Tensor output_gradient = Rows(gradients[0]);
     at::Tensor input_gradient;
     at::Tensor weight_gradient;
     at::Tensor bias_gradient;
     if (context->needs_input_grad(1)) {
-      const at::Tensor rows =
-          input.reshape({-1, input.size(-1)}).to(at::kFloat);
+      const at::Tensor rows = Rows(gelu ? at::gelu(input, "tanh") : input);
       weight_gradient = WeightGradient(output_gradient, rows, weight);
     }
     if (context->needs_input_grad(0)) {
@@ -126,36 +131,57 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
                    WidenedRows(weight, row, count), /*beta=*/row == 0 ? 0 : 1);
       });
       input_gradient = sum.to(dtype).view(input.sizes());
+      if (gelu) {
+        input_gradient = at::gelu_backward(input_gradient, input, "tanh");
+      }
     }
     if (context->saved_data["has_bias"].toBool() &&
         context->needs_input_grad(2)) {
       bias_gradient = output_gradient.sum(0).to(dtype);
     }
-    return {input_gradient, weight_gradient, bias_gradient};
+    return {input_gradient, weight_gradient, bias_gradient, at::Tensor()};
   }
 };
 
-// Keeps the 16-bit inputs between forward and backward, not their fp32 copies.
+at::Tensor HeadsSideBySide(const at::Tensor& tensor) {
+  return tensor.transpose(1, 2).reshape(
+      {tensor.size(0), tensor.size(2), tensor.size(1) * tensor.size(3)});
+}
+
+// The reverse, in fp32.
+at::Tensor ByHead(const at::Tensor& tensor, const at::Tensor& like) {
+  return tensor
+      .view({like.size(0), like.size(2), like.size(1), like.size(3)})
+      .transpose(1, 2)
+      .to(at::kFloat);
+}
+
+// Keeps the 16-bit inputs and output between forward and backward, not their
+// fp32 copies.
 struct WideAttention : torch::autograd::Function<WideAttention> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& query,
                             const at::Tensor& key, const at::Tensor& value) {
     auto [output, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
         query.to(at::kFloat), key.to(at::kFloat), value.to(at::kFloat),
         /*dropout_p=*/0.0, /*is_causal=*/true);
-    context->save_for_backward({query, key, value, output, logsumexp});
-    return output.to(query.scalar_type());
+    at::Tensor rounded = HeadsSideBySide(output).to(query.scalar_type());
+    context->save_for_backward({query, key, value, rounded, logsumexp});
+    return rounded;
   }
 
   static variable_list backward(AutogradContext* context,
                                 variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    const at::ScalarType dtype = saved[0].scalar_type();
-    auto [query, key, value] =
+    const at::Tensor& query = saved[0];
+    const at::ScalarType dtype = query.scalar_type();
+    auto [query_gradient, key_gradient, value_gradient] =
         at::_scaled_dot_product_flash_attention_for_cpu_backward(
-            gradients[0].to(at::kFloat), saved[0].to(at::kFloat),
-            saved[1].to(at::kFloat), saved[2].to(at::kFloat), saved[3],
-            saved[4], /*dropout_p=*/0.0, /*is_causal=*/true);
-    return {query.to(dtype), key.to(dtype), value.to(dtype)};
+            ByHead(gradients[0].contiguous(), query), query.to(at::kFloat),
+            saved[1].to(at::kFloat), saved[2].to(at::kFloat),
+            ByHead(saved[3], query), saved[4], /*dropout_p=*/0.0,
+            /*is_causal=*/true);
+    return {query_gradient.to(dtype), key_gradient.to(dtype),
+            value_gradient.to(dtype)};
   }
 };
 
@@ -180,13 +206,26 @@ at::Tensor Linear(const at::Tensor& input, const at::Tensor& weight,
   }
   return WideLinear::apply(
       input, weight,
-      bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+      bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt,
+      /*gelu=*/false);
+}
+
+at::Tensor GeluLinear(const at::Tensor& input, const at::Tensor& weight,
+                      const at::Tensor& bias) {
+  if (!IsHalf(input) || !UseWideProducts()) {
+    return Linear(at::gelu(input, "tanh"), weight, bias);
+  }
+  return WideLinear::apply(
+      input, weight,
+      bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt,
+      /*gelu=*/true);
 }
 
 at::Tensor CausalAttention(const at::Tensor& query, const at::Tensor& key,
                            const at::Tensor& value) {
   if (!IsHalf(query) || !UseWideProducts()) {
-    return at::scaled_dot_product_attention(query, key, value, {}, 0.0, true);
+    return HeadsSideBySide(
+        at::scaled_dot_product_attention(query, key, value, {}, 0.0, true));
   }
   return WideAttention::apply(query, key, value);
 }

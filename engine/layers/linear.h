@@ -24,8 +24,14 @@ bool UseWideProducts();
 at::Tensor Linear(const at::Tensor& input, const at::Tensor& weight,
                   const at::Tensor& bias);
 
-// softmax(q k^T / sqrt(d)) v with a causal mask over [batch, heads, tokens, d];
-// in fp32 inside where UseWideProducts(). Differentiable.
+// Linear() of tanh GELU of the input. Where UseWideProducts(), the activation is
+// made anew in backward instead of being kept until then. Differentiable.
+at::Tensor GeluLinear(const at::Tensor& input, const at::Tensor& weight,
+                      const at::Tensor& bias);
+
+// softmax(q k^T / sqrt(d)) v with a causal mask over [batch, heads, tokens, d],
+// the heads side by side: [batch, tokens, heads * d]. In fp32 inside where
+// UseWideProducts(). Differentiable.
 at::Tensor CausalAttention(const at::Tensor& query, const at::Tensor& key,
                            const at::Tensor& value);
 

@@ -112,9 +112,11 @@ int LaunchRanks(int ranks, const std::function<int()>& rank_main) {
                        static_cast<int>(ended), strsignal(WTERMSIG(status)));
         }
         if (code != 0) {
-          // A rank that lost the others is a consequence of theirs.
+          // A rank that lost the others, or the private server that ended
+          // with one of them, is a consequence of theirs.
           if (exit_code == 0 ||
-              (exit_code == kExitLost && code != kExitInternal)) {
+              (exit_code == kExitLost && code != kExitInternal) ||
+              (exit_code == kExitServer && code == kExitUsage)) {
             exit_code = code;
           }
           if (!deadline_set) {

@@ -61,13 +61,11 @@ at::Tensor BlockImpl::forward(const at::Tensor& x_BTD) {
   const at::Tensor qkv = engine::Linear(h, qkv_weight_, qkv_bias_)
                              .view({batch, tokens, 3, heads_, width / heads_})
                              .permute({2, 0, 3, 1, 4});
-  h = engine::CausalAttention(qkv[0], qkv[1], qkv[2])
-          .transpose(1, 2)
-          .reshape({batch, tokens, width});
+  h = engine::CausalAttention(qkv[0], qkv[1], qkv[2]);
   const at::Tensor x = x_BTD + engine::Linear(h, proj_weight_, proj_bias_);
   h = at::layer_norm(x, {width}, norm2_weight_, norm2_bias_, kNormEpsilon);
-  h = at::gelu(engine::Linear(h, fc_weight_, fc_bias_), "tanh");
-  return x + engine::Linear(h, out_weight_, out_bias_);
+  h = engine::Linear(h, fc_weight_, fc_bias_);
+  return x + engine::GeluLinear(h, out_weight_, out_bias_);
 }
 
 HeadImpl::HeadImpl(const ModelOptions& options, const at::Tensor& tied) {

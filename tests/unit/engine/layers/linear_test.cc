@@ -1,0 +1,118 @@
+// The wide layers against torch's own in double precision: values and gradients
+// up to one rounding to 16 bits, also where a weight takes several panels.
+
+#include "engine/layers/linear.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cstdlib>
+#include <vector>
+
+namespace stowage::engine {
+namespace {
+
+class WideLayers : public ::testing::TestWithParam<at::ScalarType> {
+ protected:
+  static void SetUpTestSuite() {
+    ::setenv("STOWAGE_WIDE_PRODUCTS", "1", 1);
+    ASSERT_TRUE(UseWideProducts());
+    at::manual_seed(7);
+  }
+
+  static at::Tensor Leaf(at::IntArrayRef sizes) {
+    return at::randn(sizes).to(GetParam()).requires_grad_(true);
+  }
+  static at::Tensor InDouble(const at::Tensor& tensor) {
+    return tensor.detach().to(at::kDouble).requires_grad_(true);
+  }
+  // One rounding to the type, and what fp32 sums lose.
+  static void ExpectNear(const at::Tensor& got, const at::Tensor& want,
+                         const char* what) {
+    ASSERT_EQ(got.sizes(), want.sizes()) << what;
+    const double unit = GetParam() == at::kHalf ? 0x1p-11 : 0x1p-8;
+    const double scale = want.abs().max().item<double>();
+    const double worst =
+        (got.to(at::kDouble) - want).abs().max().item<double>();
+    EXPECT_LE(worst, 2 * unit * scale) << what;
+  }
+  // Gradients of sum(output * weights) for fixed weights.
+  static void Backward(const at::Tensor& output, const at::Tensor& weights) {
+    torch::autograd::backward({(output * weights.to(output.scalar_type())).sum()},
+                              {});
+  }
+};
+
+TEST_P(WideLayers, LinearIsTorchsInOneOrManyPanels) {
+  // 1000 x 768: four panels of a mebibyte; the last is short.
+  for (const std::vector<std::int64_t>& shape :
+       {std::vector<std::int64_t>{7, 5, 3}, {4, 768, 1000}, {3, 8, 1}}) {
+    for (const bool with_bias : {true, false}) {
+      const at::Tensor x = Leaf({2, shape[0], shape[1]});
+      const at::Tensor w = Leaf({shape[2], shape[1]});
+      const at::Tensor b = with_bias ? Leaf({shape[2]}) : at::Tensor();
+      const at::Tensor xd = InDouble(x);
+      const at::Tensor wd = InDouble(w);
+      const at::Tensor bd = with_bias ? InDouble(b) : at::Tensor();
+      const at::Tensor y = Linear(x, w, b);
+      const at::Tensor yd =
+          with_bias ? at::linear(xd, wd, bd) : at::linear(xd, wd);
+      ExpectNear(y, yd, "output");
+      const at::Tensor weights = at::randn(y.sizes()).to(GetParam());
+      Backward(y, weights);
+      Backward(yd, weights);
+      ExpectNear(x.grad(), xd.grad(), "input gradient");
+      ExpectNear(w.grad(), wd.grad(), "weight gradient");
+      if (with_bias) ExpectNear(b.grad(), bd.grad(), "bias gradient");
+    }
+  }
+}
+
+// The activation is rounded between the two, so the comparison rounds it, too.
+TEST_P(WideLayers, GeluLinearIsTheTwoLayersBitForBit) {
+  const at::Tensor x = Leaf({6, 96});
+  const at::Tensor w = Leaf({40, 96});
+  const at::Tensor b = Leaf({40});
+  const at::Tensor x2 = x.detach().clone().requires_grad_(true);
+  const at::Tensor w2 = w.detach().clone().requires_grad_(true);
+  const at::Tensor b2 = b.detach().clone().requires_grad_(true);
+  const at::Tensor y = GeluLinear(x, w, b);
+  const at::Tensor y2 = Linear(at::gelu(x2, "tanh"), w2, b2);
+  EXPECT_TRUE(at::equal(y, y2));
+  const at::Tensor weights = at::randn(y.sizes()).to(GetParam());
+  Backward(y, weights);
+  Backward(y2, weights);
+  EXPECT_TRUE(at::equal(x.grad(), x2.grad()));
+  EXPECT_TRUE(at::equal(w.grad(), w2.grad()));
+  EXPECT_TRUE(at::equal(b.grad(), b2.grad()));
+}
+
+TEST_P(WideLayers, AttentionIsTorchs) {
+  const std::vector<std::int64_t> shape = {2, 3, 9, 16};
+  std::vector<at::Tensor> in;
+  std::vector<at::Tensor> doubles;
+  for (int i = 0; i < 3; ++i) {
+    in.push_back(Leaf(shape));
+    doubles.push_back(InDouble(in.back()));
+  }
+  const at::Tensor y = CausalAttention(in[0], in[1], in[2]);
+  const at::Tensor yd = at::scaled_dot_product_attention(
+                            doubles[0], doubles[1], doubles[2], {}, 0.0, true)
+                            .transpose(1, 2)
+                            .reshape({2, 9, 48});
+  ExpectNear(y, yd, "output");
+  const at::Tensor weights = at::randn(y.sizes()).to(GetParam());
+  Backward(y, weights);
+  Backward(yd, weights);
+  const char* const names[] = {"query", "key", "value"};
+  for (std::size_t i = 0; i < 3; ++i) {
+    ExpectNear(in[i].grad(), doubles[i].grad(), names[i]);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, WideLayers,
+                         ::testing::Values(at::kHalf, at::kBFloat16));
+
+}  // namespace
+}  // namespace stowage::engine
