@@ -1,12 +1,15 @@
 #include "forecast/forecast.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/bytes.h"
 #include "common/job_spec.h"
 #include "common/status_macros.h"
+#include "optim/onebit_optimizer.h"
 #include "server/core/admission.h"
 #include "server/core/memory_plan.h"
 #include "storage/nvme/nvme_options.h"
@@ -35,6 +38,7 @@ JobSpec JobOf(const Workload& workload) {
   JobSpec job;
   job.name = "plan";
   job.layout = workload.layout.spec();
+  job.optimizer = config::ToOptimizerSpec(workload.config.optimizer);
   job.durability =
       workload.config.stowage.durability == config::Durability::kPower
           ? Durability::kPower
@@ -124,6 +128,16 @@ class Prediction {
             ? std::max<std::int64_t>(1, workload_.config.world_size)
             : 1;
     forecast_.rank_state = layout_.state_elems() * kStateBytes / shards;
+    if (config::IsOneBit(workload_.config.optimizer.type)) {
+      std::vector<std::int64_t> elems;
+      for (const Layout::Param* param : layout_.TrainableParams()) {
+        elems.push_back(param->elems);
+      }
+      forecast_.rank_state += optim::OneBitOptimizer::StateBytes(
+          optim::MakeOneBitSettings(
+              config::ToOptimizerSpec(workload_.config.optimizer)),
+          elems, static_cast<int>(workload_.config.world_size), /*sides=*/1);
+    }
     if (zero_.stage >= 3 &&
         zero_.offload_param.device == config::OffloadDevice::kNone) {
       forecast_.rank_state += layout_.total_elems() * width_ / shards;
@@ -171,6 +185,41 @@ class Prediction {
     add("the optimizer's pass", AdamBytes());
     add("read from disk", forecast_.disk_read);
     add("written to disk", forecast_.disk_written);
+    SendBytes();
+  }
+
+  // What a rank sends to the others (docs/distributed.md, "Volume").
+  void SendBytes() {
+    const config::Config& config = workload_.config;
+    const std::int64_t world = config.world_size;
+    const bool c10d = config.stowage.exchange == config::ExchangeKind::kC10d ||
+                      world != ranks_ ||
+                      !config::WhyNotSegments(config).empty();
+    if (!c10d || world < 2) return;
+    const auto add = [&](const std::string& what, std::int64_t bytes) {
+      if (bytes == 0) return;
+      forecast_.moved.push_back(
+          {"sent by a rank: " + what, bytes / world * (world - 1)});
+    };
+    const std::int64_t all = layout_.total_elems();
+    const std::int64_t trained =
+        layout_.state_elems() * DtypeBytes(config.communication_data_type);
+    if (zero_.stage == 3) add("parameters", 2 * micros_ * all * width_);
+    if (zero_.stage == 1 || zero_.stage == 2) add("parameters", all * width_);
+    const std::int64_t reduced =
+        trained * (zero_.stage >= 2 ? micros_ : 1) *
+        (zero_.stage == 0 || !zero_.reduce_scatter ? 2 : 1);
+    if (!config::IsOneBit(config.optimizer.type)) {
+      add("gradients", reduced);
+      return;
+    }
+    const auto freeze = config.optimizer.freeze_step;
+    add(absl::StrCat("gradients, to step ", freeze), reduced);
+    // Two messages: a bit an element, a scale a tensor and rank.
+    const auto tensors =
+        static_cast<std::int64_t>(layout_.TrainableParams().size());
+    add(absl::StrCat("signs, from step ", freeze + 1),
+        2 * (layout_.trainable_count() / 8 + tensors * 4 * world));
   }
 
   std::int64_t AdamBytes() const {

@@ -124,7 +124,8 @@ def deepspeed(options, folder) -> dict:
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--data", required=True)
+    p.add_argument("--json", type=pathlib.Path, metavar="F", help="the result, too")
+    p.add_argument("--data", required=True, help=argparse.SUPPRESS)
     p.add_argument("--layers", type=int, default=12)
     p.add_argument("--width", type=int, default=768)
     p.add_argument("--heads", type=int, default=12)
@@ -145,7 +146,10 @@ def main():
                 out["deepspeed"]["pause_ms"]["median"] / out["ours"]["pause_ms"]["median"], 1)
         except sides.Unavailable as why:
             out["deepspeed"] = {"unavailable": str(why)}
-        print(json.dumps(out, indent=1))
+        text = json.dumps(out, indent=1)
+        print(text)
+        if options.json:
+            options.json.write_text(text + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

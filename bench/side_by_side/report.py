@@ -111,7 +111,7 @@ def picture(result, path: pathlib.Path):
             f"set terminal pngcairo size {560 * panels},460 font 'sans,11'", f"set output '{path}'",
             "set style data histograms", "set style histogram clustered gap 1",
             "set style fill solid 0.9 border -1", "set boxwidth 0.9", "set grid ytics lc rgb '#dddddd'",
-            "set tics nomirror", "set border 3", "set yrange [0:*]", "set key top left",
+            "set tics nomirror", "set border 3", "set yrange [0:*]", "set key below horizontal",
             f"set multiplot layout 1,{panels} title \"{m['cpu']}, {m['cores']} cores, "
             f"{m['date'][:10]}, commit {m['commit'][:8]}{' (smoke test)' if result['quick'] else ''}\" font ',10'"]
         if sides:

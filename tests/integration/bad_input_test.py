@@ -96,6 +96,14 @@ class BadInput(unittest.TestCase):
     def test_amp(self):
         self.expect(2, r"amp", self.folder.config(amp={"enabled": True}))
 
+    def test_overflow_at_the_smallest_loss_scale_ends_the_run_with_its_cause(self):
+        config = self.folder.config(fp16={
+            "enabled": True, "initial_scale_power": 32, "min_loss_scale": 2**30,
+            "hysteresis": 1})
+        self.expect(6, r"not finite at the smallest loss scale.*fp16\.min_loss_scale.*"
+                    r"first tensor that is not finite is \"embed\.token\"",
+                    config, "--steps", "9", lines_max=8)
+
     def test_server_unreachable(self):
         self.expect(3, r"/nobody/here.*", self.folder.config(), "--server",
                     "unix:/nobody/here", lines_max=4)

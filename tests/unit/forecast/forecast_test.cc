@@ -117,6 +117,32 @@ TEST(Forecast, LiveParametersBoundWhatIsGathered) {
   EXPECT_EQ(forecast->rank_gathered, layout.unit_elems_max() * 2);
 }
 
+std::int64_t Moved(const Forecast& forecast, const std::string& what) {
+  for (const Amount& amount : forecast.moved) {
+    if (what == amount.what) return amount.bytes;
+  }
+  return 0;
+}
+
+TEST(Forecast, SignsAreASixteenthOfWhatGradientsSend) {
+  const auto forecast = Predict(
+      Make("\"optimizer\": {\"type\": \"OneBitAdam\", \"params\": {\"lr\": 0.001, "
+           "\"freeze_step\": 200}}, \"zero_optimization\": {\"stage\": 0}, "
+           "\"communication_data_type\": \"bf16\""),
+      Measured());
+  ASSERT_TRUE(forecast.ok()) << forecast.status();
+  const auto gradients = static_cast<double>(
+      Moved(*forecast, "sent by a rank: gradients, to step 200"));
+  const auto signs = static_cast<double>(
+      Moved(*forecast, "sent by a rank: signs, from step 201"));
+  EXPECT_GT(signs, 0);
+  EXPECT_NEAR(gradients / signs, 16, 0.5);
+  // Nothing is sent where the ranks of one host share segments.
+  const auto segments = Predict(Make(kCpu3), Measured());
+  ASSERT_TRUE(segments.ok());
+  EXPECT_EQ(Moved(*segments, "sent by a rank: gradients"), 0);
+}
+
 TEST(Forecast, AStepIsComputePlusWhatIsExposed) {
   const auto once = Predict(Make(kCpu3), Measured());
   ASSERT_TRUE(once.ok());
