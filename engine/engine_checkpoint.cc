@@ -20,8 +20,9 @@ constexpr std::chrono::milliseconds kPollLast{100};
 absl::Status Engine::CheckCheckpoints() const {
   if (!needs_server_) {
     return absl::UnimplementedError(
-        "checkpoints are written by stowd, and nothing is offloaded here: set "
-        "offload_optimizer.device to \"cpu\" or \"nvme\"");
+        "checkpoints are written by stowd, and the optimizer's state is on the "
+        "ranks here: take stage 1 to 3 (or a 1-bit optimizer) with "
+        "offload_optimizer.device \"cpu\"");
   }
   if (group_ranks_ != options_.launch.world_size) {
     return absl::UnimplementedError(absl::StrCat(

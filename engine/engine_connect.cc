@@ -90,6 +90,20 @@ absl::Status Engine::ChooseExchange() {
         absl::StrCat("--exchange segments: ", why_not, "; use c10d or auto"));
   }
   use_c10d_ = asked == "c10d" || !why_not.empty();
+  if (use_c10d_ && needs_server_ && config::IsOneBit(config.optimizer.type)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "optimizer.type \"", config::OptimizerTypeName(config.optimizer.type),
+        "\" in the server takes each rank's own gradient from segments, and ",
+        why_not.empty() ? "the exchange asked for is c10d" : why_not,
+        "; take offload_optimizer.device \"none\": ranks then swap signs"));
+  }
+  if (config::IsOneBit(config.optimizer.type) &&
+      launch.world_size > optim::kOneBitRanksMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "optimizer.type \"", config::OptimizerTypeName(config.optimizer.type),
+        "\": ", launch.world_size, " ranks; signs are added on at most ",
+        optim::kOneBitRanksMax));
+  }
   exchange_reason_ = asked == "c10d"       ? "asked for"
                      : asked == "segments" ? "asked for"
                      : use_c10d_           ? why_not

@@ -85,7 +85,8 @@ class Prediction {
     run.micro_steps = static_cast<std::int32_t>(micros_);
     STOWAGE_ASSIGN_OR_RETURN(
         plan_, core::PlanMemory(layout_, job, run, kKeptSlotsMax));
-    forecast_.server_state = plan_.need.state_bytes;
+    forecast_.server_state =
+        plan_.need.state_bytes + plan_.need.one_bit_bytes;
     forecast_.server_params = plan_.need.param_bytes;
     forecast_.server_gradients = plan_.need.run_bytes();
     forecast_.server_own = kServerProcessBytes;
@@ -215,9 +216,12 @@ class Prediction {
     }
     const auto freeze = config.optimizer.freeze_step;
     add(absl::StrCat("gradients, to step ", freeze), reduced);
-    // Two messages: a bit an element, a scale a tensor and rank.
+    // Two messages: a bit an element, a scale a buffer and rank.
+    // OneBitLamb sends one buffer.
     const auto tensors =
-        static_cast<std::int64_t>(layout_.TrainableParams().size());
+        config.optimizer.type == config::OptimizerType::kOneBitLamb
+            ? std::int64_t{1}
+            : static_cast<std::int64_t>(layout_.TrainableParams().size());
     add(absl::StrCat("signs, from step ", freeze + 1),
         2 * (layout_.trainable_count() / 8 + tensors * 4 * world));
   }

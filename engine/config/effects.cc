@@ -96,6 +96,25 @@ bool UsesC10d(const Config& config) {
   return !WhyNotSegments(config).empty();
 }
 
+std::string WhyNotOffloaded(Needs needs, const Config& config) {
+  const ZeroOptimization& zero = config.zero_optimization;
+  const OffloadDevice device = zero.offload_optimizer.device;
+  if (needs == Needs::kOptimizerOffload) {
+    return device != OffloadDevice::kNone
+               ? ""
+               : Device("offload_optimizer", device, false);
+  }
+  if (needs == Needs::kOptimizerNvme) {
+    return device == OffloadDevice::kNvme
+               ? ""
+               : Device("offload_optimizer", device, true);
+  }
+  return device == OffloadDevice::kNvme ||
+                 zero.offload_param.device == OffloadDevice::kNvme
+             ? ""
+             : "nothing is offloaded to nvme";
+}
+
 }  // namespace
 
 std::string WhyNoEffect(Needs needs, const Config& config) {
@@ -110,20 +129,13 @@ std::string WhyNoEffect(Needs needs, const Config& config) {
                  ? ""
                  : Device("offload_param", zero.offload_param.device, true);
     case Needs::kOptimizerOffload:
-      return zero.offload_optimizer.device != OffloadDevice::kNone
-                 ? ""
-                 : Device("offload_optimizer", zero.offload_optimizer.device,
-                          false);
     case Needs::kOptimizerNvme:
-      return zero.offload_optimizer.device == OffloadDevice::kNvme
-                 ? ""
-                 : Device("offload_optimizer", zero.offload_optimizer.device,
-                          true);
     case Needs::kAnyNvme:
-      return zero.offload_optimizer.device == OffloadDevice::kNvme ||
-                     zero.offload_param.device == OffloadDevice::kNvme
-                 ? ""
-                 : "nothing is offloaded to nvme";
+      if (zero.offload_optimizer.device != OffloadDevice::kNone &&
+          !OffloadsOptimizer(config)) {
+        return "stage 0 keeps all state on the ranks";
+      }
+      return WhyNotOffloaded(needs, config);
     case Needs::kFp16:
       return config.fp16.enabled ? "" : "fp16.enabled is false";
     case Needs::kFp16Dynamic:

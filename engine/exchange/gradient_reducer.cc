@@ -127,12 +127,12 @@ plan::ElemRange GradientReducer::SliceOf(const plan::BucketPiece& piece,
 }
 
 void GradientReducer::PackSlice(const plan::BucketPiece& piece,
-                                plan::ElemRange slice,
+                                plan::ElemRange slice, Dtype wire_dtype,
                                 std::byte* target) const {
   const Unit& u = units_[static_cast<std::size_t>(piece.unit)];
-  const std::int64_t wire_width = DtypeBytes(options_.wire_dtype);
+  const std::int64_t wire_width = DtypeBytes(wire_dtype);
   const float factor = static_cast<float>(1.0 / options_.divisor);
-  if (u.sum.empty() && options_.wire_dtype == dtype_ && factor == 1.0F) {
+  if (u.sum.empty() && wire_dtype == dtype_ && factor == 1.0F) {
     std::memcpy(target, u.buffer.data() + slice.begin * width_,
                 static_cast<std::size_t>(slice.elems() * width_));
     return;
@@ -153,19 +153,19 @@ void GradientReducer::PackSlice(const plan::BucketPiece& piece,
         block[static_cast<std::size_t>(i)] *= factor;
       }
     }
-    kernels_.convert(block.data(), options_.wire_dtype,
+    kernels_.convert(block.data(), wire_dtype,
                      target + (at - slice.begin) * wire_width, count);
   }
 }
 
 void GradientReducer::Pack(const Message& message, std::int64_t stride_elems) {
-  const std::int64_t wire_width = DtypeBytes(options_.wire_dtype);
+  const std::int64_t wire_width = DtypeBytes(message.dtype);
   std::byte* target = message.send.data();
   for (std::int32_t part = 0; part < plan_->parts(); ++part) {
     std::byte* const begin = target;
     for (const plan::BucketPiece& piece : message.what.pieces) {
       const plan::ElemRange slice = SliceOf(piece, part);
-      PackSlice(piece, slice, target);
+      PackSlice(piece, slice, message.dtype, target);
       target += slice.elems() * wire_width;
     }
     if (stride_elems > 0) {
@@ -186,7 +186,13 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
   message.what = std::move(what);
   message.step = step;
   message.micro = micro;
-  const std::int64_t wire_width = DtypeBytes(options_.wire_dtype);
+  // What does not travel is not rounded for it.
+  const bool own = store_->takes_own_gradients();
+  message.dtype = own ? (At(message.what.pieces.front().unit).sum.empty()
+                             ? dtype_
+                             : Dtype::kFp32)
+                      : options_.wire_dtype;
+  const std::int64_t wire_width = DtypeBytes(message.dtype);
   std::vector<std::int64_t> elems(static_cast<std::size_t>(plan_->parts()));
   std::int64_t total = 0;
   for (std::int32_t part = 0; part < plan_->parts(); ++part) {
@@ -207,7 +213,7 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
   // A whole unit by itself lies in its buffer just as it travels.
   message.send_is_unit = message.what.pieces.size() == 1 &&
                          first.in_part.begin == 0 && first.last &&
-                         u.sum.empty() && options_.wire_dtype == dtype_ &&
+                         u.sum.empty() && message.dtype == dtype_ &&
                          options_.divisor == 1 && !equal_parts;
   if (message.send_is_unit) {
     message.send = u.buffer;
@@ -219,13 +225,13 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
     }
   }
   message.slices = 1;
-  if (store_->takes_own_gradients()) {
+  if (own) {
     STOWAGE_CHECK(plan_->parts() == 1);  // no rank has another's part
     message.receive = message.send;
   } else if (!options_.scatter || plan_->parts() == 1) {
     STOWAGE_ASSIGN_OR_RETURN(
         message.pending,
-        group_->AllReduce(options_.wire_dtype, message.send.data(), total));
+        group_->AllReduce(message.dtype, message.send.data(), total));
     // This rank's part lies in it.
     std::int64_t before = 0;
     for (std::int32_t part = 0; part < part_; ++part) {
@@ -237,7 +243,7 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
     message.receive = pool_.Take(stride * wire_width);
     STOWAGE_ASSIGN_OR_RETURN(
         message.pending,
-        group_->ReduceScatter(options_.wire_dtype, message.send.data(),
+        group_->ReduceScatter(message.dtype, message.send.data(),
                               message.receive.data(), stride));
   } else {
     message.slices = plan_->parts();
@@ -246,7 +252,7 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
         pool_.Take(plan_->parts() * message.mine_elems * wire_width);
     STOWAGE_ASSIGN_OR_RETURN(
         message.pending,
-        group_->ExchangeParts(options_.wire_dtype, message.send.data(), elems,
+        group_->ExchangeParts(message.dtype, message.send.data(), elems,
                               message.receive.data(), message.mine_elems));
   }
   if (message.pending != nullptr) ++counters_.messages;
@@ -259,7 +265,7 @@ absl::Status GradientReducer::Deliver(Message& message) {
   if (message.pending != nullptr) {
     STOWAGE_RETURN_IF_ERROR(message.pending->Wait());
   }
-  const std::int64_t wire_width = DtypeBytes(options_.wire_dtype);
+  const std::int64_t wire_width = DtypeBytes(message.dtype);
   std::vector<const void*> parts(static_cast<std::size_t>(message.slices));
   std::int64_t at = 0;
   for (const plan::BucketPiece& piece : message.what.pieces) {
@@ -271,7 +277,7 @@ absl::Status GradientReducer::Deliver(Message& message) {
     STOWAGE_RETURN_IF_ERROR(store_->AddGradient(
         message.step, message.micro, piece.unit,
         slice.begin - plan_->GradientShard(piece.unit, part_).begin, parts,
-        options_.wire_dtype, slice.elems()));
+        message.dtype, slice.elems()));
     at += slice.elems();
     if (!piece.last) continue;
     ++counters_.units;

@@ -87,6 +87,7 @@ class GradientReducer {
     std::int64_t mine_elems = 0;    // of this rank's slice, from each rank
     std::int64_t stride_elems = 0;  // between the ranks' slices in `receive`
     std::int32_t slices = 0;        // in `receive`
+    Dtype dtype{};                  // in `send` and `receive`
     std::unique_ptr<Pending> pending;  // null: nothing travels
   };
 
@@ -102,7 +103,7 @@ class GradientReducer {
                     plan::BucketMessage what);
   void Pack(const Message& message, std::int64_t stride_elems);
   void PackSlice(const plan::BucketPiece& piece, plan::ElemRange slice,
-                 std::byte* target) const;
+                 Dtype wire_dtype, std::byte* target) const;
   absl::Status Deliver(Message& message);
   void DropBuffer(std::int32_t unit);
 

@@ -53,6 +53,10 @@ std::string OptimizerDifference(const OptimizerSpec& theirs,
         "optimizer: bias correction is ", theirs.bias_correction ? "on" : "off",
         ", the job has it ", ours.bias_correction ? "on" : "off");
   }
+  if (theirs.one_bit() && theirs.freeze_step != ours.freeze_step) {
+    return absl::StrCat("optimizer: freeze step ", theirs.freeze_step,
+                        ", the job's is ", ours.freeze_step);
+  }
   return "";
 }
 
@@ -195,7 +199,9 @@ absl::StatusOr<std::shared_ptr<CheckpointSave>> Job::MakeSave(
           {.budget = services_->budget,
            .copies_bytes_max = 3 * layout_.state_elems() *
                                static_cast<std::int64_t>(sizeof(float))}));
-  if (OneBitUpdate* const one_bit = update_->one_bit(); one_bit != nullptr) {
+  // All errors change in a step, so that their copy is made at once.
+  if (OneBitUpdate* const one_bit = update_->one_bit();
+      one_bit != nullptr && spec.state) {
     STOWAGE_ASSIGN_OR_RETURN(
         parts.one_bit_memory,
         services_->budget->Reserve(
@@ -335,22 +341,31 @@ absl::Status Job::LoadUnitFrom(storage::CheckpointReader& reader,
 absl::Status Job::LoadOneBit(storage::CheckpointReader& reader) {
   OneBitUpdate* const one_bit = update_->one_bit();
   if (one_bit == nullptr) return absl::OkStatus();
-  std::vector<NamedValues> values;
-  for (const storage::TensorSpec& tensor :
-       reader.Tensors(storage::kKindOneBit)) {
-    if (tensor.dtype != Dtype::kFp32) {
-      return absl::DataLossError(absl::StrCat(
-          reader.path(), ": ", tensor.name, " of ", storage::kKindOneBit,
-          " is not fp32"));
-    }
-    NamedValues& read = values.emplace_back();
-    read.name = tensor.name;
-    read.values.resize(static_cast<std::size_t>(tensor.elems()));
-    STOWAGE_RETURN_IF_ERROR(
-        reader.Read(storage::kKindOneBit, tensor.name, 0,
-                    std::as_writable_bytes(std::span<float>(read.values))));
+  const std::vector<OneBitUpdate::Place> places = one_bit->Places();
+  if (reader.Tensors(storage::kKindOneBit).size() != places.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        reader.path(), ": errors of signs: ",
+        reader.Tensors(storage::kKindOneBit).size(), " arrays, the job of ",
+        one_bit->ranks(), " ranks has ", places.size(),
+        "; a 1-bit optimizer goes on with the number of ranks that saved"));
   }
-  return one_bit->Restore(values);
+  for (const OneBitUpdate::Place& place : places) {
+    const storage::TensorSpec* found =
+        reader.Find(storage::kKindOneBit, place.name);
+    const std::int64_t bytes = found == nullptr ? 0 : found->bytes();
+    if (bytes != static_cast<std::int64_t>(place.bytes.size())) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          reader.path(), ": errors of signs: ", place.name, " has ", bytes,
+          " bytes, the job of ", one_bit->ranks(), " ranks has ",
+          place.bytes.size(),
+          "; a 1-bit optimizer goes on with the number of ranks that saved"));
+    }
+  }
+  for (const OneBitUpdate::Place& place : places) {
+    STOWAGE_RETURN_IF_ERROR(
+        reader.Read(storage::kKindOneBit, place.name, 0, place.bytes));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Job::LoadIfNew(const LoadSpec& load) {

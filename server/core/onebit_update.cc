@@ -1,6 +1,5 @@
 #include "server/core/onebit_update.h"
 
-#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -168,36 +167,6 @@ std::vector<NamedValues> OneBitUpdate::Copy() {
     std::memcpy(to.values.data(), place.bytes.data(), place.bytes.size());
   }
   return copy;
-}
-
-absl::Status OneBitUpdate::Restore(const std::vector<NamedValues>& values) {
-  const std::vector<Place> places = Places();
-  std::vector<const NamedValues*> found;
-  for (const Place& place : places) {
-    const auto it = std::find_if(
-        values.begin(), values.end(),
-        [&](const NamedValues& v) { return v.name == place.name; });
-    const std::size_t elems = place.bytes.size() / sizeof(float);
-    if (it == values.end() || it->values.size() != elems) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "errors of signs: the job of ", ranks_, " ranks has ",
-          elems, " elements of ", place.name, ", the checkpoint ",
-          it == values.end() ? 0 : it->values.size(),
-          "; a 1-bit optimizer goes on with the number of ranks that saved"));
-    }
-    found.push_back(&*it);
-  }
-  if (values.size() != places.size()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "errors of signs: ", values.size(), " arrays, the job of ", ranks_,
-        " ranks has ", places.size(),
-        "; a 1-bit optimizer goes on with the number of ranks that saved"));
-  }
-  for (std::size_t i = 0; i < places.size(); ++i) {
-    std::memcpy(places[i].bytes.data(), found[i]->values.data(),
-                places[i].bytes.size());
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace stowage::core

@@ -66,23 +66,20 @@ class OneBitUpdate {
   TrustRatios trust_ratios() const;
   Compression compression() const;
 
-  // What a checkpoint holds beside masters and moments, as of the last step:
+  // An array that a checkpoint holds beside masters and moments:
   // worker_error.RANK.BUFFER and server_error.RANK.BUFFER; for OneBitLamb also
-  // fresh_variance.TENSOR and lamb (its three doubles a tensor, as bytes).
-  // Buffers and tensors are counted in the layout's order.
-  std::vector<NamedValues> Copy();
-  // The reverse.
-  // Errors: kInvalidArgument if these are not the arrays of such a job (another
-  //   number of ranks); nothing is changed then.
-  absl::Status Restore(const std::vector<NamedValues>& values);
-
- private:
-  // Where a named array lies.
+  // fresh_variance.TENSOR and lamb (its three doubles a tensor). Buffers and
+  // tensors are counted in the layout's order. All but lamb are fp32.
   struct Place {
     std::string name;
     std::span<std::byte> bytes;
   };
+  // To be read and, before the first step, written; valid as long as this is.
   std::vector<Place> Places();
+  // What they hold after the last step.
+  std::vector<NamedValues> Copy();
+
+ private:
   void Bind(const OneBitContext& context, storage::StateStore& store,
                      const std::vector<std::int32_t>& chunk_order);
 

@@ -8,6 +8,7 @@
 #include <netdb.h>
 #include <sys/socket.h>
 
+#include <cerrno>
 #include <chrono>
 #include <memory>
 #include <utility>
@@ -56,15 +57,27 @@ absl::Status ProbePort(const proto::Address& address) {
   }
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(
       found, &::freeaddrinfo);
-  const UniqueFd fd(
-      ::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd.valid()) return ErrnoStatus("socket");
-  const int on = 1;
-  ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-  if (::bind(fd.get(), found->ai_addr, found->ai_addrlen) != 0) {
-    return ErrnoStatus(absl::StrCat("listen on ", address.ToString()));
+  // All of the name's addresses: one that is taken would be reached instead.
+  absl::Status failed = absl::OkStatus();
+  bool bound = false;
+  for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
+    const UniqueFd fd(
+        ::socket(each->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!fd.valid()) continue;  // a family that this host does not have
+    const int on = 1;
+    ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (::bind(fd.get(), each->ai_addr, each->ai_addrlen) == 0) {
+      bound = true;
+      continue;
+    }
+    const int error = errno;
+    failed = ErrnoStatus(absl::StrCat("listen on ", address.ToString()));
+    if (error == EADDRINUSE) return failed;
   }
-  return absl::OkStatus();
+  if (bound) return absl::OkStatus();
+  return failed.ok() ? absl::UnavailableError(absl::StrCat(
+                           "listen on ", address.ToString(), ": no socket"))
+                     : failed;
 }
 
 class RpcServerImpl final : public RpcServer {

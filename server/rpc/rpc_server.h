@@ -1,4 +1,4 @@
-// The listening side of stowd: gRPC over a Unix socket or loopback TCP.
+// The listening side of stowd: gRPC over a Unix socket or TCP.
 //
 // Synchronous API: one thread per session, plus gRPC's pollers (see
 // server/README.md for the threads). Health and reflection are on.

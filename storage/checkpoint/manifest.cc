@@ -297,6 +297,10 @@ absl::Status ReadHeader(Fields& fields, CheckpointManifest* manifest) {
   manifest->optimizer.decoupled_weight_decay =
       kind.Bool("decoupled_weight_decay");
   manifest->optimizer.bias_correction = kind.Bool("bias_correction");
+  // Fixes what a 1-bit optimizer's state means; of other kinds absent.
+  if (manifest->optimizer.one_bit()) {
+    manifest->optimizer.freeze_step = kind.Int("freeze_step", 1, kInt64Max);
+  }
   return kind.status();
 }
 
@@ -323,6 +327,9 @@ std::string EncodeCheckpointManifest(const CheckpointManifest& manifest) {
       {"kind", static_cast<int>(manifest.optimizer.kind)},
       {"decoupled_weight_decay", manifest.optimizer.decoupled_weight_decay},
       {"bias_correction", manifest.optimizer.bias_correction}};
+  if (manifest.optimizer.one_bit()) {
+    body["optimizer"]["freeze_step"] = manifest.optimizer.freeze_step;
+  }
   body["groups"] = ordered_json::array();
   for (const GroupStep& group : manifest.groups) {
     body["groups"].push_back(GroupToJson(group));

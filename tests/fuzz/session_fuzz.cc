@@ -9,7 +9,6 @@
 // a neighbour's job takes a step with the bits that it would have alone.
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -161,26 +160,25 @@ struct Rank {
   }
 };
 
-// Changes bytes of a gradient segment for as long as it lives.
+// Changes bytes of a gradient segment for as long as it lives. By writes to the
+// file: what is mapped may have been cut off, and its end must stay cut off.
 class Scribbler {
  public:
-  Scribbler(const std::string& path, std::uint64_t seed) {
-    const UniqueFd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
-    struct stat info {};
-    if (!fd.valid() || ::fstat(fd.get(), &info) != 0 || info.st_size == 0) {
-      return;
-    }
-    bytes_ = static_cast<std::size_t>(info.st_size);
-    void* at = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED,
-                      fd.get(), 0);
-    if (at == MAP_FAILED) return;
-    data_ = static_cast<std::atomic<std::uint32_t>*>(at);
+  Scribbler(const std::string& path, std::uint64_t seed)
+      : fd_(::open(path.c_str(), O_RDWR | O_CLOEXEC)) {
+    if (!fd_.valid()) return;
     thread_ = std::thread([this, seed] {
       std::uint64_t x = seed | 1;
-      while (!stop_) {
+      struct stat info {};
+      while (!stop_ && ::fstat(fd_.get(), &info) == 0) {
         x = x * 6364136223846793005ULL + 1442695040888963407ULL;
-        data_[(x >> 33) % (bytes_ / 4)].store(
-            static_cast<std::uint32_t>(x >> 20), std::memory_order_relaxed);
+        const auto words = static_cast<std::uint64_t>(info.st_size) / 4;
+        if (words == 0) continue;
+        const auto value = static_cast<std::uint32_t>(x >> 20);
+        if (::pwrite(fd_.get(), &value, sizeof(value),
+                     static_cast<off_t>((x >> 33) % words * 4)) < 0) {
+          return;
+        }
       }
     });
   }
@@ -189,13 +187,11 @@ class Scribbler {
   ~Scribbler() {
     stop_ = true;
     if (thread_.joinable()) thread_.join();
-    if (data_ != nullptr) ::munmap(data_, bytes_);
   }
 
  private:
+  const UniqueFd fd_;
   std::atomic<bool> stop_{false};
-  std::atomic<std::uint32_t>* data_ = nullptr;
-  std::size_t bytes_ = 0;
   std::thread thread_;
 };
 
