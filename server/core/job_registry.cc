@@ -16,6 +16,7 @@
 #include "optim/kernels.h"
 #include "server/core/admission.h"
 #include "server/core/job.h"
+#include "server/core/memory_plan.h"
 #include "server/core/nvme_roots.h"
 #include "storage/host/process_memory.h"
 #include "storage/nvme/nvme_store.h"
@@ -205,7 +206,9 @@ absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::FindOrOpen(
                        "; see stowctl fsck, drop it, or take another name"));
     }
   }
-  STOWAGE_ASSIGN_OR_RETURN(Layout layout, Layout::Create(spec.layout));
+  STOWAGE_ASSIGN_OR_RETURN(
+      Layout layout,
+      Layout::Create(spec.layout, LayoutLimitsOf(budget_.limit_bytes())));
   MutexLock lock(mutex_);
   if (stopping_) return absl::UnavailableError("server is stopping");
   const auto found =
@@ -344,7 +347,9 @@ absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::OpenFound(
   }
   STOWAGE_ASSIGN_OR_RETURN(record.spec.storage.nvme_paths,
                            roots_.Resolve(info.paths));
-  STOWAGE_ASSIGN_OR_RETURN(Layout layout, Layout::Create(record.spec.layout));
+  STOWAGE_ASSIGN_OR_RETURN(
+      Layout layout, Layout::Create(record.spec.layout,
+                                    LayoutLimitsOf(budget_.limit_bytes())));
   if (layout.fingerprint() != info.layout_fingerprint) {
     return absl::DataLossError("its record has another layout than its files");
   }

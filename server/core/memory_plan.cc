@@ -205,6 +205,18 @@ absl::Status CheckOptimizerRun(const JobSpec& job, const RunSpec& run,
 
 }  // namespace
 
+LayoutLimits LayoutLimitsOf(std::int64_t memory_limit_bytes) {
+  constexpr std::int64_t kTableBytesMin = std::int64_t{64} << 20;
+  const std::int64_t table_bytes =
+      std::max(memory_limit_bytes / 16, kTableBytesMin);
+  LayoutLimits limits;
+  limits.elems_max = std::min(
+      limits.elems_max, table_bytes /
+                            static_cast<std::int64_t>(sizeof(Layout::Chunk)) *
+                            kChunkElems);
+  return limits;
+}
+
 absl::StatusOr<MemoryPlan> PlanMemory(const Layout& layout, const JobSpec& job,
                                       const RunSpec& run,
                                       std::int32_t kept_slots_max,

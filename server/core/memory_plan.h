@@ -46,6 +46,11 @@ struct MemoryPlan {
   std::int32_t sum_buffers = 0;
 };
 
+// What a layout may ask for before its job's memory is planned: its own tables
+// (24 bytes for 32 Ki trainable elements) stay within a sixteenth of the memory
+// limit, or 64 MiB if that is more. A shape costs a client a few bytes only.
+LayoutLimits LayoutLimitsOf(std::int64_t memory_limit_bytes);
+
 // Requires: `job` passed CheckJobSpec(), `run` CheckRunSpec(). `found`: of the
 // job's store, if there is one already; what is fixed there stays.
 // Errors: kResourceExhausted with the budget and the least that would do;

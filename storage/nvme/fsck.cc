@@ -242,6 +242,21 @@ absl::Status CheckKind(Disk& disk, const Layout& layout,
   return absl::OkStatus();
 }
 
+// What a manifest of this length can have extents for, so that a layout that is
+// not this store's costs no more memory than the store could.
+LayoutLimits LimitsOf(const Manifest& manifest) {
+  constexpr std::int64_t kExtentRecordBytesMin = 8;
+  constexpr std::int64_t kInMemoryElems = std::int64_t{1} << 36;  // frozen
+  const std::int64_t extents = manifest.slot_bytes / kExtentRecordBytesMin + 1;
+  const std::int64_t each = std::max<std::int64_t>(
+      manifest.shape.extent_bytes, kChunkElems);
+  LayoutLimits limits;
+  if (extents < (limits.elems_max - kInMemoryElems) / each) {
+    limits.elems_max = kInMemoryElems + extents * each;
+  }
+  return limits;
+}
+
 }  // namespace
 
 std::string ToString(const FsckFault& fault) {
@@ -296,7 +311,7 @@ absl::StatusOr<FsckReport> Fsck(const std::string& path,
     STOWAGE_ASSIGN_OR_RETURN(const std::string bytes,
                              disk.ReadSmall(JobFileName(path, job_name)));
     STOWAGE_ASSIGN_OR_RETURN(const JobFile job, DecodeJobFile(bytes));
-    layout = Layout::Create(job.layout);
+    layout = Layout::Create(job.layout, LimitsOf(*manifest));
     if (layout.ok() &&
         layout->fingerprint() != manifest->shape.layout_fingerprint) {
       layout = absl::DataLossError("its layout is not the manifest's");

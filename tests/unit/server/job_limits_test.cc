@@ -50,6 +50,19 @@ TEST_F(JobLimitsTest, AJobThatCannotFitIsRefusedWithTheFigure) {
   EXPECT_EQ(registry->Info().pinned_bytes, 0);
 }
 
+// A few bytes of shape must not cost the server gigabytes of tables before it
+// says no (found by manifest_fuzz).
+TEST_F(JobLimitsTest, AShapeBeyondAnyMemoryIsRefusedBeforeItsTablesAreMade) {
+  auto registry = MakeRegistry({});
+  JobSpec huge = SmallJob("huge");
+  huge.layout.units[0].params[0].shape = {std::int64_t{1} << 41};
+  const auto refused = FakeRank::Attach(*registry, huge, MakeRun(1, 1), 0);
+  ASSERT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()),
+              HasSubstr("elements"));
+  EXPECT_TRUE(registry->List().empty());
+}
+
 TEST_F(JobLimitsTest, AReattachThatCannotFitLeavesTheState) {
   RegistryOptions options;
   options.memory_limit_bytes = 2 << 20;
