@@ -85,8 +85,7 @@ class Prediction {
     run.micro_steps = static_cast<std::int32_t>(micros_);
     STOWAGE_ASSIGN_OR_RETURN(
         plan_, core::PlanMemory(layout_, job, run, kKeptSlotsMax));
-    forecast_.server_state =
-        plan_.need.state_bytes + plan_.need.one_bit_bytes;
+    forecast_.server_state = plan_.need.state_bytes + plan_.need.one_bit_bytes;
     forecast_.server_params = plan_.need.param_bytes;
     forecast_.server_gradients = plan_.need.run_bytes();
     forecast_.server_own = kServerProcessBytes;

@@ -55,12 +55,11 @@ int Run(const ServerConfig& config) {
       core::JobRegistry::Create(ToRegistryOptions(config));
   if (!registry.ok()) return Fail(config, registry.status(), kExitResources);
   absl::StatusOr<std::unique_ptr<rpc::RpcServer>> server =
-      rpc::RpcServer::Start(
-          {.listen = config.listen,
-           .insecure_tcp = config.insecure_tcp,
-           .version = STOWAGE_VERSION,
-           .sessions_max = config.sessions_max},
-          **registry);
+      rpc::RpcServer::Start({.listen = config.listen,
+                             .insecure_tcp = config.insecure_tcp,
+                             .version = STOWAGE_VERSION,
+                             .sessions_max = config.sessions_max},
+                            **registry);
   if (!server.ok()) return Fail(config, server.status(), kExitListen);
   const ServerInfo info = (*registry)->Info();
   log::Info("started", {{"address", (*server)->address()},

@@ -25,9 +25,9 @@ enum ServerExitCode : int {
 };
 
 struct ServerConfig {
-  std::string listen;   // unix:/path or host:port (0: any free port)
+  std::string listen;         // unix:/path or host:port (0: any free port)
   bool insecure_tcp = false;  // listen beyond loopback, unprotected
-  std::string shm_dir;  // absolute folder for segments, on tmpfs
+  std::string shm_dir;        // absolute folder for segments, on tmpfs
   std::int64_t memory_limit_bytes = 0;
   int threads = 0;          // of the compute team; 0: one per processor
   bool lock_memory = true;  // mlock pinned memory where the limit allows

@@ -103,7 +103,6 @@ enum class OptimizerType {
 const char* OptimizerTypeName(OptimizerType type);
 bool IsOneBit(OptimizerType type);
 
-
 struct Optimizer {
   // kNone: the file has no `optimizer`; the trainer's own settings hold (lr and
   // so on still carry the trainer's values or the defaults).

@@ -42,10 +42,9 @@ absl::Status CheckSupported(const Config& config) {
            Cat(zero.offload_optimizer.ratio),
            "the whole optimizer runs in the server; take 1.0");
   }
-  const bool on_nvme =
-      OffloadsOptimizer(config) &&
-      (zero.offload_optimizer.device == OffloadDevice::kNvme ||
-       zero.offload_param.device == OffloadDevice::kNvme);
+  const bool on_nvme = OffloadsOptimizer(config) &&
+                       (zero.offload_optimizer.device == OffloadDevice::kNvme ||
+                        zero.offload_param.device == OffloadDevice::kNvme);
   if (config.stowage.durability == Durability::kProcess) {
     refuse("stowage.durability", "\"process\"",
            "there is no state in files of tmpfs; take \"memory\", or "

@@ -188,10 +188,10 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
   message.micro = micro;
   // What does not travel is not rounded for it.
   const bool own = store_->takes_own_gradients();
-  message.dtype = own ? (At(message.what.pieces.front().unit).sum.empty()
-                             ? dtype_
-                             : Dtype::kFp32)
-                      : options_.wire_dtype;
+  message.dtype =
+      own ? (At(message.what.pieces.front().unit).sum.empty() ? dtype_
+                                                              : Dtype::kFp32)
+          : options_.wire_dtype;
   const std::int64_t wire_width = DtypeBytes(message.dtype);
   std::vector<std::int64_t> elems(static_cast<std::size_t>(plan_->parts()));
   std::int64_t total = 0;

@@ -84,10 +84,10 @@ class GradientReducer {
     std::span<std::byte> send;
     bool send_is_unit = false;  // the unit's own buffer
     std::span<std::byte> receive;
-    std::int64_t mine_elems = 0;    // of this rank's slice, from each rank
-    std::int64_t stride_elems = 0;  // between the ranks' slices in `receive`
-    std::int32_t slices = 0;        // in `receive`
-    Dtype dtype{};                  // in `send` and `receive`
+    std::int64_t mine_elems = 0;       // of this rank's slice, from each rank
+    std::int64_t stride_elems = 0;     // between the ranks' slices in `receive`
+    std::int32_t slices = 0;           // in `receive`
+    Dtype dtype{};                     // in `send` and `receive`
     std::unique_ptr<Pending> pending;  // null: nothing travels
   };
 

@@ -97,15 +97,15 @@ absl::Status OneBitShards::Apply(const ApplyArgs& args) {
     std::vector<optim::GradientSource> sources;
     for (const Layout::Param* param : params_) {
       const Unit& unit = At(param->unit_index);
-      sources.push_back(
-          {.slots = {},
-           .slot_dtype = Dtype::kFp32,
-           .sum = unit.summed ? unit.sum.data() + param->begin_elems : nullptr});
+      sources.push_back({.slots = {},
+                         .slot_dtype = Dtype::kFp32,
+                         .sum = unit.summed
+                                    ? unit.sum.data() + param->begin_elems
+                                    : nullptr});
     }
     // The factor divides by all micro-batches; a rank's own are a share of
     // them.
-    const double factor =
-        args.gradient_factor * (own ? exchange_->ranks() : 1);
+    const double factor = args.gradient_factor * (own ? exchange_->ranks() : 1);
     STOWAGE_RETURN_IF_ERROR(update_->Step(kernels_,
                                           {.t = info_.applied_steps,
                                            .gradient_factor = factor,

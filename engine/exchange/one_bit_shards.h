@@ -1,5 +1,5 @@
-// RankShards with OneBitAdam or OneBitLamb: every rank holds the whole model, and
-// after the freeze momenta travel as signs instead of gradients.
+// RankShards with OneBitAdam or OneBitLamb: every rank holds the whole model,
+// and after the freeze momenta travel as signs instead of gradients.
 //
 // Until then a step is as any other of stage 0. From then on the store takes
 // this rank's own gradient, and Apply() is a collective: the compressed mean of

@@ -150,8 +150,7 @@ at::Tensor HeadsSideBySide(const at::Tensor& tensor) {
 
 // The reverse, in fp32.
 at::Tensor ByHead(const at::Tensor& tensor, const at::Tensor& like) {
-  return tensor
-      .view({like.size(0), like.size(2), like.size(1), like.size(3)})
+  return tensor.view({like.size(0), like.size(2), like.size(1), like.size(3)})
       .transpose(1, 2)
       .to(at::kFloat);
 }

@@ -24,8 +24,8 @@ bool UseWideProducts();
 at::Tensor Linear(const at::Tensor& input, const at::Tensor& weight,
                   const at::Tensor& bias);
 
-// Linear() of tanh GELU of the input. Where UseWideProducts(), the activation is
-// made anew in backward instead of being kept until then. Differentiable.
+// Linear() of tanh GELU of the input. Where UseWideProducts(), the activation
+// is made anew in backward instead of being kept until then. Differentiable.
 at::Tensor GeluLinear(const at::Tensor& input, const at::Tensor& weight,
                       const at::Tensor& bias);
 

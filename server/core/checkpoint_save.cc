@@ -164,9 +164,9 @@ absl::Status CheckpointSave::Write() {
   if (parts_.spec.state) {
     for (const NamedValues& values : parts_.one_bit) {
       if (given_up_) return absl::CancelledError("the save was given up");
-      STOWAGE_RETURN_IF_ERROR(writer->Append(
-          storage::kKindOneBit,
-          std::as_bytes(std::span<const float>(values.values))));
+      STOWAGE_RETURN_IF_ERROR(
+          writer->Append(storage::kKindOneBit,
+                         std::as_bytes(std::span<const float>(values.values))));
       MutexLock lock(mutex_);
       info_.bytes_done = writer->done_bytes();
     }

@@ -344,9 +344,9 @@ absl::Status Job::LoadOneBit(storage::CheckpointReader& reader) {
   const std::vector<OneBitUpdate::Place> places = one_bit->Places();
   if (reader.Tensors(storage::kKindOneBit).size() != places.size()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        reader.path(), ": errors of signs: ",
-        reader.Tensors(storage::kKindOneBit).size(), " arrays, the job of ",
-        one_bit->ranks(), " ranks has ", places.size(),
+        reader.path(),
+        ": errors of signs: ", reader.Tensors(storage::kKindOneBit).size(),
+        " arrays, the job of ", one_bit->ranks(), " ranks has ", places.size(),
         "; a 1-bit optimizer goes on with the number of ranks that saved"));
   }
   for (const OneBitUpdate::Place& place : places) {

@@ -210,10 +210,10 @@ LayoutLimits LayoutLimitsOf(std::int64_t memory_limit_bytes) {
   const std::int64_t table_bytes =
       std::max(memory_limit_bytes / 16, kTableBytesMin);
   LayoutLimits limits;
-  limits.elems_max = std::min(
-      limits.elems_max, table_bytes /
-                            static_cast<std::int64_t>(sizeof(Layout::Chunk)) *
-                            kChunkElems);
+  limits.elems_max =
+      std::min(limits.elems_max,
+               table_bytes / static_cast<std::int64_t>(sizeof(Layout::Chunk)) *
+                   kChunkElems);
   return limits;
 }
 

@@ -35,8 +35,9 @@ std::int64_t OneBitUpdate::Bytes(const Layout& layout,
   for (const Layout::Param* param : layout.TrainableParams()) {
     elems.push_back(param->elems);
   }
-  return optim::OneBitOptimizer::StateBytes(optim::MakeOneBitSettings(optimizer), elems, ranks,
-                                            /*sides=*/ranks);
+  return optim::OneBitOptimizer::StateBytes(
+      optim::MakeOneBitSettings(optimizer), elems, ranks,
+      /*sides=*/ranks);
 }
 
 OneBitUpdate::OneBitUpdate(const Layout& layout, const OptimizerSpec& optimizer,
@@ -139,12 +140,10 @@ std::vector<OneBitUpdate::Place> OneBitUpdate::Places() {
   for (std::size_t r = 0; r < optimizer_.sides(); ++r) {
     optim::OneBitReduce& side = optimizer_.side(r);
     for (std::size_t b = 0; b < optimizer_.buffers(); ++b) {
-      places.push_back(
-          {absl::StrCat("worker_error.", r, ".", b),
-           std::as_writable_bytes(side.worker_error(b))});
-      places.push_back(
-          {absl::StrCat("server_error.", r, ".", b),
-           std::as_writable_bytes(side.server_error(b))});
+      places.push_back({absl::StrCat("worker_error.", r, ".", b),
+                        std::as_writable_bytes(side.worker_error(b))});
+      places.push_back({absl::StrCat("server_error.", r, ".", b),
+                        std::as_writable_bytes(side.server_error(b))});
     }
   }
   std::vector<optim::OneBitLambState>& lamb = optimizer_.lamb_state();

@@ -81,7 +81,7 @@ class OneBitUpdate {
 
  private:
   void Bind(const OneBitContext& context, storage::StateStore& store,
-                     const std::vector<std::int32_t>& chunk_order);
+            const std::vector<std::int32_t>& chunk_order);
 
   const Layout& layout_;
   const OptimizerSpec spec_;

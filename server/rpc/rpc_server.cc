@@ -61,8 +61,7 @@ absl::Status ProbePort(const proto::Address& address) {
   absl::Status failed = absl::OkStatus();
   bool bound = false;
   for (const addrinfo* each = found; each != nullptr; each = each->ai_next) {
-    const UniqueFd fd(
-        ::socket(each->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const UniqueFd fd(::socket(each->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!fd.valid()) continue;  // a family that this host does not have
     const int on = 1;
     ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
@@ -100,10 +99,11 @@ class RpcServerImpl final : public RpcServer {
             "TCP works on loopback only (127.0.0.1, [::1], localhost); where "
             "every host of the network is trusted, give --insecure-tcp"));
       }
-      log::Warning("insecure_tcp",
-                   {{"address", address.ToString()},
-                    {"effect",
-                     "whoever reaches this port may read and change all jobs"}});
+      log::Warning(
+          "insecure_tcp",
+          {{"address", address.ToString()},
+           {"effect",
+            "whoever reaches this port may read and change all jobs"}});
     }
     if (address.is_unix) {
       STOWAGE_ASSIGN_OR_RETURN(folder_, SocketFolder::Prepare(address.path));

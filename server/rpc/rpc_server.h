@@ -14,10 +14,10 @@
 namespace stowage::rpc {
 
 struct RpcOptions {
-  std::string listen;      // unix:/path or host:port
+  std::string listen;         // unix:/path or host:port
   bool insecure_tcp = false;  // listen beyond loopback all the same
-  std::string version;     // of the program
-  int sessions_max = 512;  // more are refused at once
+  std::string version;        // of the program
+  int sessions_max = 512;     // more are refused at once
 };
 
 // Thread safety: externally synchronized.

@@ -27,10 +27,10 @@ inline constexpr std::int64_t kCheckpointBlockBytes = std::int64_t{4} << 20;
 inline constexpr char kKindMaster[] = "master";
 inline constexpr char kKindMoment1[] = "moment1";
 inline constexpr char kKindMoment2[] = "moment2";
-inline constexpr char kKindFrozen[] = "frozen";  // in the ranks' type
-inline constexpr char kKindModel[] = "model";    // all, in the ranks' type
+inline constexpr char kKindFrozen[] = "frozen";   // in the ranks' type
+inline constexpr char kKindModel[] = "model";     // all, in the ranks' type
 inline constexpr char kKindOneBit[] = "one_bit";  // errors of its signs
-inline constexpr char kKindIndex[] = "index";    // of kKindModel, as JSON
+inline constexpr char kKindIndex[] = "index";     // of kKindModel, as JSON
 
 struct CheckpointFile {
   std::string name;  // in the checkpoint's folder

@@ -248,8 +248,8 @@ LayoutLimits LimitsOf(const Manifest& manifest) {
   constexpr std::int64_t kExtentRecordBytesMin = 8;
   constexpr std::int64_t kInMemoryElems = std::int64_t{1} << 36;  // frozen
   const std::int64_t extents = manifest.slot_bytes / kExtentRecordBytesMin + 1;
-  const std::int64_t each = std::max<std::int64_t>(
-      manifest.shape.extent_bytes, kChunkElems);
+  const std::int64_t each =
+      std::max<std::int64_t>(manifest.shape.extent_bytes, kChunkElems);
   LayoutLimits limits;
   if (extents < (limits.elems_max - kInMemoryElems) / each) {
     limits.elems_max = kInMemoryElems + extents * each;

@@ -175,9 +175,9 @@ class ExchangeContract : public ::testing::TestWithParam<Case> {
     C10dParts parts;
     for (auto [group, name] : {std::pair{&parts.gathers, "gathers"},
                                std::pair{&parts.reduces, "reduces"}}) {
-      auto made = Collectives::Create(Collectives::Backend::kGloo,
-                                      *rank.rendezvous, name, r, ranks(),
-                                      kTimeout);
+      auto made =
+          Collectives::Create(Collectives::Backend::kGloo, *rank.rendezvous,
+                              name, r, ranks(), kTimeout);
       ASSERT_TRUE(made.ok()) << made.status();
       *group = *std::move(made);
     }
@@ -367,8 +367,7 @@ TEST_P(ExchangeContract, SumsGradientsAndStepsAsAdamDoes) {
         const std::int64_t elem = param.begin_elems + i;
         // The first step of Adam: the sign of the gradient, lr long.
         const double g = Summed(u, elem) / (ranks() * micros());
-        const double step =
-            param.frozen ? 0 : kLr * g / (std::abs(g) + 1e-8);
+        const double step = param.frozen ? 0 : kLr * g / (std::abs(g) + 1e-8);
         ASSERT_NEAR(seen[0][u][at], Initial(u, elem) - step, 1e-6)
             << param.name << " " << i;
       }
@@ -459,13 +458,13 @@ std::vector<Case> Cases() {
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, ExchangeContract, ::testing::ValuesIn(Cases()),
-    [](const ::testing::TestParamInfo<Case>& tested) {
-      return absl::StrCat(NameOf(tested.param.way), "Ranks",
-                          tested.param.ranks, "Micros",
-                          tested.param.micro_steps);
-    });
+INSTANTIATE_TEST_SUITE_P(All, ExchangeContract, ::testing::ValuesIn(Cases()),
+                         [](const ::testing::TestParamInfo<Case>& tested) {
+                           return absl::StrCat(NameOf(tested.param.way),
+                                               "Ranks", tested.param.ranks,
+                                               "Micros",
+                                               tested.param.micro_steps);
+                         });
 
 }  // namespace
 }  // namespace stowage::engine

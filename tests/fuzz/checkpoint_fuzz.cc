@@ -25,8 +25,9 @@ namespace {
 
 std::string Seal(const std::string& body) {
   return absl::StrCat(
-      "{\"stowage_checkpoint\": 1, \"bytes\": ", body.size(), ", \"crc32\": ",
-      Crc32(std::as_bytes(std::span<const char>(body))), "}\n", body);
+      "{\"stowage_checkpoint\": 1, \"bytes\": ", body.size(),
+      ", \"crc32\": ", Crc32(std::as_bytes(std::span<const char>(body))), "}\n",
+      body);
 }
 
 void OneManifest(const std::string& text) {

@@ -126,7 +126,8 @@ std::int64_t Moved(const Forecast& forecast, const std::string& what) {
 
 TEST(Forecast, SignsAreASixteenthOfWhatGradientsSend) {
   const auto forecast = Predict(
-      Make("\"optimizer\": {\"type\": \"OneBitAdam\", \"params\": {\"lr\": 0.001, "
+      Make("\"optimizer\": {\"type\": \"OneBitAdam\", \"params\": {\"lr\": "
+           "0.001, "
            "\"freeze_step\": 200}}, \"zero_optimization\": {\"stage\": 0}, "
            "\"communication_data_type\": \"bf16\""),
       Measured());

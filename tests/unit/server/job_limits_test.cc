@@ -58,8 +58,7 @@ TEST_F(JobLimitsTest, AShapeBeyondAnyMemoryIsRefusedBeforeItsTablesAreMade) {
   huge.layout.units[0].params[0].shape = {std::int64_t{1} << 41};
   const auto refused = FakeRank::Attach(*registry, huge, MakeRun(1, 1), 0);
   ASSERT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(refused.status().message()),
-              HasSubstr("elements"));
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("elements"));
   EXPECT_TRUE(registry->List().empty());
 }
 

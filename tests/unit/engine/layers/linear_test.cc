@@ -39,8 +39,8 @@ class WideLayers : public ::testing::TestWithParam<at::ScalarType> {
   }
   // Gradients of sum(output * weights) for fixed weights.
   static void Backward(const at::Tensor& output, const at::Tensor& weights) {
-    torch::autograd::backward({(output * weights.to(output.scalar_type())).sum()},
-                              {});
+    torch::autograd::backward(
+        {(output * weights.to(output.scalar_type())).sum()}, {});
   }
 };
 
