@@ -34,6 +34,7 @@ def make_link(rate):
     for i, name in enumerate(NAMES):
         inside = ("ip", "netns", "exec", name)
         run(*inside, "ip", "addr", "add", f"10.77.0.{i + 1}/24", "dev", f"stw{i}")
+        run(*inside, "ip", "link", "set", "lo", "up")
         run(*inside, "ip", "link", "set", f"stw{i}", "up")
         run(*inside, "tc", "qdisc", "add", "dev", f"stw{i}", "root", "tbf", "rate",
             rate, "burst", "64kbit", "latency", "100ms")

@@ -74,6 +74,9 @@ def ours(options, folder) -> dict:
         # A save begins after the step that it is of, and may last for some.
         since = entry["step"] % options.save_every
         (beside if since == 1 and entry["step"] > options.save_every else alone).append(entry["ms"])
+    # Ours are written past the page cache, DeepSpeed's are still in it.
+    for file in pathlib.Path(find(save)).iterdir():
+        file.read_bytes()
     server_log = f"{folder}/stowd.log"
     with open(server_log, "w") as out:
         server = subprocess.Popen([sides.BUILD / "bin" / "stowd", "--listen",
