@@ -175,7 +175,8 @@ class Prediction {
     // Parameters are read in place, once for forward and once for backward.
     add("parameters read by the ranks", slots() * 2 * params() * width_);
     if (zero_.stage < 3 && offloaded_) {
-      add("parameters copied to the ranks", ranks_ * 2 * params() * width_);
+      add("parameters copied to the ranks",
+          std::int64_t{2} * ranks_ * params() * width_);
     }
     add("gradients copied into the segments", slots() * 2 * params() * width_);
     add("gradients read for the norm", slots() * params() * width_);
@@ -256,10 +257,10 @@ class Prediction {
         (plan_.slots.ring
              ? bytes(slots() * 8 * params()) / kernels.copy_bytes_per_second
              : 0.0);
-    const double refresh = zero_.stage < 3
-                               ? bytes(ranks_ * 2 * params() * width_) /
-                                     kernels.copy_bytes_per_second
-                               : 0.0;
+    const double refresh =
+        zero_.stage < 3 ? bytes(std::int64_t{2} * ranks_ * params() * width_) /
+                              kernels.copy_bytes_per_second
+                        : 0.0;
     const double update = bytes(AdamBytes()) / kernels.adam_bytes_per_second;
     const double calls =
         kStepSeconds +
