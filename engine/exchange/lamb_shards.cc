@@ -4,6 +4,7 @@
 
 #include "common/dtype.h"
 #include "common/status_macros.h"
+#include "optim/step_constants.h"
 
 namespace stowage::engine {
 
@@ -35,10 +36,7 @@ void LambShards::ForEachChunk(const Work& work) {
   std::int64_t index = 0;
   for (Unit& unit : units_) {
     for (const Chunk& chunk : unit.chunks) {
-      const optim::GradientSource gradient{
-          .slots = {},
-          .slot_dtype = Dtype::kFp32,
-          .sum = unit.summed ? unit.sum.data() + chunk.begin : nullptr};
+      const optim::GradientSource gradient = GradientFrom(unit, chunk.begin);
       const optim::ChunkState state{unit.master.data() + chunk.begin,
                                     unit.moment1.data() + chunk.begin,
                                     unit.moment2.data() + chunk.begin};
@@ -77,17 +75,8 @@ absl::Status LambShards::Apply(const ApplyArgs& args) {
   if (!args.skip) {
     std::vector<optim::LambConstants> constants;
     for (const GroupStep& group : args.groups) {
-      constants.push_back(optim::MakeLambConstants(
-          {.lr = group.lr,
-           .beta1 = group.beta1,
-           .beta2 = group.beta2,
-           .eps = group.eps,
-           .weight_decay = group.weight_decay,
-           .max_coeff = optimizer_.max_coeff,
-           .min_coeff = optimizer_.min_coeff,
-           .eps_inside_sqrt = optimizer_.eps_inside_sqrt,
-           .bias_correction = optimizer_.bias_correction},
-          info_.applied_steps, args.gradient_factor));
+      constants.push_back(optim::LambStepConstants(
+          optimizer_, group, info_.applied_steps, args.gradient_factor));
     }
     update_.BeginStep(constants);
     ForEachChunk([&](std::int64_t index, const optim::GradientSource& gradient,

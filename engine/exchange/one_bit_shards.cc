@@ -96,12 +96,8 @@ absl::Status OneBitShards::Apply(const ApplyArgs& args) {
   if (!args.skip) {
     std::vector<optim::GradientSource> sources;
     for (const Layout::Param* param : params_) {
-      const Unit& unit = At(param->unit_index);
-      sources.push_back({.slots = {},
-                         .slot_dtype = Dtype::kFp32,
-                         .sum = unit.summed
-                                    ? unit.sum.data() + param->begin_elems
-                                    : nullptr});
+      sources.push_back(
+          GradientFrom(At(param->unit_index), param->begin_elems));
     }
     // The factor divides by all micro-batches; a rank's own are a share of
     // them.

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/dtype.h"
 #include "common/status_macros.h"
+#include "optim/step_constants.h"
 
 namespace stowage::engine {
 
@@ -79,9 +80,7 @@ absl::StatusOr<Verdict> RankShards::Prepare(std::int64_t step,
     const Unit& unit = At(u);
     if (!unit.summed) continue;
     for (const Chunk& chunk : unit.chunks) {
-      const optim::GradientSource source{.slots = {},
-                                         .slot_dtype = Dtype::kFp32,
-                                         .sum = unit.sum.data() + chunk.begin};
+      const optim::GradientSource source = GradientFrom(unit, chunk.begin);
       const double partial = kernels_.sum_of_squares(source, chunk.elems);
       verdict.sum_of_squares += partial;
       if (std::isfinite(partial) || !verdict.first_nonfinite_param.empty()) {
@@ -107,6 +106,13 @@ absl::Status RankShards::BeginApply(const ApplyArgs& args) {
   return absl::OkStatus();
 }
 
+optim::GradientSource RankShards::GradientFrom(const Unit& unit,
+                                               std::int64_t begin) {
+  return {.slots = {},
+          .slot_dtype = Dtype::kFp32,
+          .sum = unit.summed ? unit.sum.data() + begin : nullptr};
+}
+
 void RankShards::EndApply() {
   for (Unit& unit : units_) unit.summed = false;
 }
@@ -116,30 +122,20 @@ absl::Status RankShards::Apply(const ApplyArgs& args) {
   if (!args.skip) {
     std::vector<optim::AdamConstants> constants;
     for (const GroupStep& group : args.groups) {
-      constants.push_back(optim::MakeAdamConstants(
-          {.lr = group.lr,
-           .beta1 = group.beta1,
-           .beta2 = group.beta2,
-           .eps = group.eps,
-           .weight_decay = group.weight_decay,
-           .decoupled_weight_decay = optimizer_.decoupled_weight_decay,
-           .bias_correction = optimizer_.bias_correction},
-          info_.applied_steps, args.gradient_factor));
+      constants.push_back(optim::AdamStepConstants(
+          optimizer_, group, info_.applied_steps, args.gradient_factor));
     }
     const std::int64_t width = DtypeBytes(layout_->param_dtype());
     for (Unit& unit : units_) {
       for (const Chunk& chunk : unit.chunks) {
-        kernels_.adam(
-            constants[static_cast<std::size_t>(chunk.group)],
-            {.slots = {},
-             .slot_dtype = Dtype::kFp32,
-             .sum = unit.summed ? unit.sum.data() + chunk.begin : nullptr},
-            {.elems = chunk.elems,
-             .master = unit.master.data() + chunk.begin,
-             .moment1 = unit.moment1.data() + chunk.begin,
-             .moment2 = unit.moment2.data() + chunk.begin,
-             .copy = unit.params.data() + chunk.begin * width,
-             .copy_dtype = layout_->param_dtype()});
+        kernels_.adam(constants[static_cast<std::size_t>(chunk.group)],
+                      GradientFrom(unit, chunk.begin),
+                      {.elems = chunk.elems,
+                       .master = unit.master.data() + chunk.begin,
+                       .moment1 = unit.moment1.data() + chunk.begin,
+                       .moment2 = unit.moment2.data() + chunk.begin,
+                       .copy = unit.params.data() + chunk.begin * width,
+                       .copy_dtype = layout_->param_dtype()});
       }
     }
   }

@@ -73,6 +73,10 @@ class RankShards : public ShardStore {
   // Ends the step: what every optimizer does beside its update.
   absl::Status BeginApply(const ApplyArgs& args);
   void EndApply();
+  // This step's gradient of a unit, from an element of its shard on; of a unit
+  // without one, zeros.
+  static optim::GradientSource GradientFrom(const Unit& unit,
+                                            std::int64_t begin);
 
   Unit& At(std::int32_t unit) { return units_[static_cast<std::size_t>(unit)]; }
 

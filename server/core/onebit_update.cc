@@ -44,7 +44,6 @@ OneBitUpdate::OneBitUpdate(const Layout& layout, const OptimizerSpec& optimizer,
                            std::int32_t ranks,
                            storage::MemoryReservation reservation)
     : layout_(layout),
-      spec_(optimizer),
       ranks_(ranks),
       reservation_(std::move(reservation)),
       tensors_(layout.TrainableParams()),

@@ -84,7 +84,6 @@ class OneBitUpdate {
             const std::vector<std::int32_t>& chunk_order);
 
   const Layout& layout_;
-  const OptimizerSpec spec_;
   const std::int32_t ranks_;
   const storage::MemoryReservation reservation_;
   const std::vector<const Layout::Param*> tensors_;  // trainable

@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "common/crash_point.h"
 #include "common/status_macros.h"
+#include "optim/step_constants.h"
 #include "server/core/memory_plan.h"
 
 namespace stowage::core {
@@ -168,28 +169,12 @@ void StepUpdate::MakeConstants(const StepUpdateContext& context,
     if (context.layout.spec().groups[g].frozen) continue;
     const GroupStep& group = args.groups[g];
     if (is_lamb) {
-      lamb[g] = optim::MakeLambConstants(
-          {.lr = group.lr,
-           .beta1 = group.beta1,
-           .beta2 = group.beta2,
-           .eps = group.eps,
-           .weight_decay = group.weight_decay,
-           .max_coeff = optimizer.max_coeff,
-           .min_coeff = optimizer.min_coeff,
-           .eps_inside_sqrt = optimizer.eps_inside_sqrt,
-           .bias_correction = optimizer.bias_correction},
-          t, args.gradient_factor);
+      lamb[g] =
+          optim::LambStepConstants(optimizer, group, t, args.gradient_factor);
       continue;
     }
-    constants_[g] = optim::MakeAdamConstants(
-        {.lr = group.lr,
-         .beta1 = group.beta1,
-         .beta2 = group.beta2,
-         .eps = group.eps,
-         .weight_decay = group.weight_decay,
-         .decoupled_weight_decay = optimizer.decoupled_weight_decay,
-         .bias_correction = optimizer.bias_correction},
-        t, args.gradient_factor);
+    constants_[g] =
+        optim::AdamStepConstants(optimizer, group, t, args.gradient_factor);
   }
   if (!is_lamb) return;
   if (lamb_ == nullptr) {
