@@ -177,6 +177,10 @@ class StateStore {
   // that core's cache: the place for checksums.
   virtual void ChunkUpdated(std::int64_t /*position*/) {}
 
+  // Between passes, now and then, by the caller who uses the store: lets a
+  // store that reads ahead for the next pass go on with it. Does not wait.
+  virtual void KeepReading() {}
+
   // Hands a window back, in the order of acquisition; all of it was updated, or
   // in a scan none.
   virtual absl::Status Release(const UpdateWindow& window) = 0;

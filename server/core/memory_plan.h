@@ -51,6 +51,16 @@ struct MemoryPlan {
 // limit, or 64 MiB if that is more. A shape costs a client a few bytes only.
 LayoutLimits LayoutLimitsOf(std::int64_t memory_limit_bytes);
 
+// Whether the layout's elements could lie, at a byte each, where the job wants
+// them: in the memory limit, or on the disks of its NVMe paths. Looks at shapes
+// only, so that a job far beyond that costs no tables, whose page faults the
+// steps of other jobs would wait for. The memory plan says it exactly later.
+// Errors: kResourceExhausted with both numbers; kInvalidArgument beyond what
+// any
+//   job may have.
+absl::Status CheckElementsFit(const JobSpec& job,
+                              std::int64_t memory_limit_bytes);
+
 // Requires: `job` passed CheckJobSpec(), `run` CheckRunSpec(). `found`: of the
 // job's store, if there is one already; what is fixed there stays.
 // Errors: kResourceExhausted with the budget and the least that would do;

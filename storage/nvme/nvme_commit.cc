@@ -130,10 +130,15 @@ absl::Status NvmeStoreImpl::Commit(const CommitRecord& record) {
   commits_.erase(commits_.begin(),
                  commits_.begin() + static_cast<std::ptrdiff_t>(drop));
   commits_.push_back(std::move(commit));
-  in_pass_ = false;
+  const bool passed = std::exchange(in_pass_, false);
+  // Cut windows, read ahead: not where each window is read when it is asked
+  // for, nor where extents come back.
+  const bool early = passed && options_.pipeline_read && !scattered_;
+  if (early) early_order_.assign(order_.begin(), order_.end());
   order_ = {};
   touched_.clear();
   AdoptCommits();
+  if (early) StartEarly();
   stats_.commit_seconds +=
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin)
           .count();
@@ -187,6 +192,7 @@ absl::Status NvmeStoreImpl::Rewind(std::int64_t step) {
                      " is not kept; kept are ", absl::StrJoin(kept, ", ")));
   }
   if (step == committed_.step) return absl::OkStatus();
+  DropEarly();
   STOWAGE_RETURN_IF_ERROR(SettleDoubt());
   if (params_) STOWAGE_RETURN_IF_ERROR(params_->Settle());
   std::vector<const KeptCommit*> commits;
@@ -268,6 +274,7 @@ absl::Status NvmeStoreImpl::Close() {
   if (in_pass_) {
     Abandon().IgnoreError();  // what it loses is in lost_
   }
+  DropEarly();
   absl::Status status = lost_;
   if (status.ok()) status = SettleDoubt();
   if (status.ok()) status = FlushAllStaged();

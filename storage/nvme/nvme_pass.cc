@@ -112,21 +112,31 @@ absl::Status NvmeStoreImpl::BeginUpdate(
   if (in_pass_) {
     return absl::FailedPreconditionError("state: a step is already running");
   }
+  const bool early =
+      early_ && std::equal(early_order_.begin(), early_order_.end(),
+                           chunk_order.begin(), chunk_order.end());
+  if (!early) DropEarly();
+  early_ = false;
   STOWAGE_RETURN_IF_ERROR(SettleDoubt());
-  STOWAGE_RETURN_IF_ERROR(FlushAllStaged());
-  ForgetStaged();
   if (pins_ != nullptr && pins_->ended()) pins_.reset();
   order_ = chunk_order;
   in_pass_ = true;
-  failed_ = absl::OkStatus();
-  next_ = table_;
-  touched_.clear();
-  for (Resident& at : residents_) at.touched = false;
-  ChooseCache();
-  CutWindows();
-  free_slots_.clear();
-  for (std::int32_t s = plan_.slots - 1; s >= 0; --s) free_slots_.push_back(s);
-  next_start_ = next_acquire_ = next_release_ = first_unreclaimed_ = 0;
+  if (!early) {
+    absl::Status flushed = FlushAllStaged();
+    if (!flushed.ok()) {
+      in_pass_ = false;
+      order_ = {};
+      return flushed;
+    }
+    ForgetStaged();
+    failed_ = absl::OkStatus();
+    next_ = table_;
+    touched_.clear();
+    for (Resident& at : residents_) at.touched = false;
+    ChooseCache();
+    CutWindows();
+    ResetWindows();
+  }
   ReadAhead();
   if (failed_.ok()) return absl::OkStatus();
   absl::Status status = failed_;
@@ -157,6 +167,50 @@ absl::Status NvmeStoreImpl::EndScan() {
   scanning_ = false;
   order_ = {};
   return failed_;
+}
+
+// No window is under way, all slots are free.
+void NvmeStoreImpl::ResetWindows() {
+  free_slots_.clear();
+  for (std::int32_t s = plan_.slots - 1; s >= 0; --s) free_slots_.push_back(s);
+  next_start_ = next_acquire_ = next_release_ = first_unreclaimed_ = 0;
+}
+
+// After the commit of a pass over early_order_; its windows were cut by the
+// same order and cache as the next one's will be.
+void NvmeStoreImpl::StartEarly() {
+  order_ = early_order_;
+  failed_ = absl::OkStatus();
+  next_ = table_;
+  for (Resident& at : residents_) at.touched = false;
+  for (Window& window : windows_) {
+    window.slot = -1;
+    window.started = false;
+    window.released = false;
+  }
+  ResetWindows();
+  ForgetStaged();  // their slots are read into
+  early_ = true;
+  // What is read early is asked for, whatever comes after it.
+  ReadAhead();
+  order_ = {};
+}
+
+void NvmeStoreImpl::DropEarly() {
+  if (!early_) return;
+  early_ = false;
+  queue_->Drain();
+  for (Resident& at : residents_) {
+    // What nobody looked at proves nothing.
+    if (at.verify) at.valid = false;
+    at.verify = false;
+    at.transfer = {};
+  }
+  failed_ = absl::OkStatus();
+}
+
+void NvmeStoreImpl::KeepReading() {
+  if (early_ && !in_pass_) queue_->Pump(/*wait=*/false);
 }
 
 // Fills free slots with the windows that come next.

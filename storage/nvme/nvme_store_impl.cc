@@ -347,6 +347,7 @@ absl::Status NvmeStoreImpl::Read(std::int32_t unit_index, StateKind kind,
 }
 
 absl::StatusOr<std::byte*> NvmeStoreImpl::Stage(std::int32_t extent) {
+  DropEarly();  // its slots are needed
   Resident& at = resident(extent);
   if (at.cached && at.valid) return at.data;
   ++stage_clock_;

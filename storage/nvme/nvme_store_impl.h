@@ -6,6 +6,11 @@
 // and slots are filled in the order of the pass, as far ahead as there are free
 // ones. Extents of the cache have a home of their own and take no slot.
 //
+// After a commit the first windows of the next pass are read at once (*early*),
+// as many as there are slots: the order is almost always the same, and the disk
+// has nothing to do while the ranks compute. A pass in that order takes them
+// over; anything else drops them.
+//
 // Two tables say where bytes are: `table_`, of the last commit, and `next_`, of
 // the pass. Nothing that a kept commit refers to is ever written to.
 
@@ -75,6 +80,7 @@ class NvmeStoreImpl final : public NvmeStore {
   void BeforeUpdate(std::int64_t position) override;
   void ChunkUpdated(std::int64_t position) override;
   absl::Status Release(const UpdateWindow& window) override;
+  void KeepReading() override;
   absl::Status Commit(const CommitRecord& record) override;
   absl::Status Abandon() override;
   const CommitRecord& committed() const override { return committed_; }
@@ -156,6 +162,9 @@ class NvmeStoreImpl final : public NvmeStore {
   void CutWindows();
   bool SlotsFree() const { return !free_slots_.empty(); }
   void ReadAhead();
+  void ResetWindows();
+  void StartEarly();
+  void DropEarly();
   absl::Status StartWindow(Window* window);
   absl::Status StartExtentRead(std::int32_t extent);
   void FillZero(std::int32_t extent);
@@ -213,6 +222,8 @@ class NvmeStoreImpl final : public NvmeStore {
   bool in_pass_ = false;
   bool scanning_ = false;  // the pass writes nothing
   std::span<const std::int32_t> order_;
+  bool early_ = false;  // windows of a pass in early_order_ are being read
+  std::vector<std::int32_t> early_order_;
   PlaceTable next_;
   std::vector<Resident> residents_;  // by extent
   std::vector<Window> windows_;

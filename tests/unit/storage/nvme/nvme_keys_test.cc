@@ -213,6 +213,51 @@ TEST(NvmeKeys, PipelineReadStartsWindowsBeforeTheyAreAskedFor) {
   EXPECT_GT(bytes[1], 2 * bytes[0]);
 }
 
+// The disk has nothing to do between a commit and the next pass: all slots are
+// filled then. What comes in between takes nothing from the next pass's bits.
+TEST(NvmeKeys, PipelineReadFillsTheSlotsBetweenSteps) {
+  const NvmeJob job(2);
+  for (const bool pipelined : {false, true}) {
+    SimulatedDisk disk({.seed = 6});
+    NvmeStoreOptions options = Options(&disk);
+    options.pipeline_read = pipelined;
+    auto created = CreateNvmeStore(job.layout(), options);
+    ASSERT_TRUE(created.ok()) << created.status();
+    NvmeStore& store = **created;
+    ASSERT_TRUE(job.Initialize(store).ok());
+    std::int64_t wrong = 0;
+    ASSERT_TRUE(job.Step(store, &wrong).ok());
+    disk.TakeCounts();
+    for (int i = 0; i < 100; ++i) store.KeepReading();
+    const std::int64_t before = store.stats().bytes_read;
+    ASSERT_TRUE(store.BeginUpdate(job.order()).ok());
+    const std::int64_t at_begin = store.stats().bytes_read - before;
+    EXPECT_EQ(at_begin == 0, pipelined) << at_begin;
+    ASSERT_TRUE(store.Abandon().ok());
+    // A step that was broken off, a look at the state, another order, a scan.
+    ASSERT_TRUE(job.Step(store, &wrong).ok());
+    job.Expect(store, 2);
+    ASSERT_TRUE(job.Step(store, &wrong).ok());
+    std::vector<std::int32_t> backwards(job.order().rbegin(),
+                                        job.order().rend());
+    ASSERT_TRUE(store.BeginScan(backwards).ok());
+    ASSERT_TRUE(store.EndScan().ok());
+    ASSERT_TRUE(job.Step(store, &wrong).ok());
+    ASSERT_TRUE(store.BeginScan(job.order()).ok());
+    ASSERT_TRUE(store.EndScan().ok());
+    ASSERT_TRUE(job.Step(store, &wrong).ok());
+    EXPECT_EQ(wrong, 0);
+    job.Expect(store, 5);
+    if (options.kept_versions > 1) {
+      ASSERT_TRUE(store.Rewind(4).ok());
+      ASSERT_TRUE(job.Step(store, &wrong).ok());
+      EXPECT_EQ(wrong, 0);
+      job.Expect(store, 5);
+    }
+    ASSERT_TRUE(store.Close().ok());
+  }
+}
+
 TEST(NvmeKeys, WithoutPipelineWriteReleaseWaitsForItsWrites) {
   const NvmeJob job(2);
   for (const bool pipelined : {false, true}) {
