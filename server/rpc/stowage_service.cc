@@ -23,6 +23,9 @@ grpc::Status StowageService::GetServerInfo(
     grpc::ServerContext* /*context*/,
     const v1::GetServerInfoRequest* /*request*/,
     v1::GetServerInfoResponse* response) {
+  if (absl::Status turn = calls_pace_.Take(); !turn.ok()) {
+    return proto::ToGrpcStatus(turn);
+  }
   ServerInfo info = registry_.Info();
   info.protocol_version = kProtocolVersion;
   info.version = version_;
@@ -33,6 +36,9 @@ grpc::Status StowageService::GetServerInfo(
 grpc::Status StowageService::RunSession(
     grpc::ServerContext* context,
     grpc::ServerReaderWriter<v1::ServerMessage, v1::ClientMessage>* stream) {
+  if (absl::Status turn = sessions_pace_.Take(); !turn.ok()) {
+    return proto::ToGrpcStatus(turn);
+  }
   if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
   if (absl::Status entered = EnterSession(); !entered.ok()) {
     return proto::ToGrpcStatus(entered);
@@ -76,6 +82,9 @@ void StowageService::WaitIdle(std::chrono::milliseconds limit) {
 grpc::Status StowageService::ListJobs(grpc::ServerContext* /*context*/,
                                       const v1::ListJobsRequest* /*request*/,
                                       v1::ListJobsResponse* response) {
+  if (absl::Status turn = calls_pace_.Take(); !turn.ok()) {
+    return proto::ToGrpcStatus(turn);
+  }
   proto::EncodeJobs(registry_.List(), response);
   return grpc::Status::OK;
 }
@@ -83,6 +92,9 @@ grpc::Status StowageService::ListJobs(grpc::ServerContext* /*context*/,
 grpc::Status StowageService::DropJob(grpc::ServerContext* /*context*/,
                                      const v1::DropJobRequest* request,
                                      v1::DropJobResponse* /*response*/) {
+  if (absl::Status turn = calls_pace_.Take(); !turn.ok()) {
+    return proto::ToGrpcStatus(turn);
+  }
   if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
   absl::StatusOr<std::string> name = proto::DecodeDropJob(*request);
   if (!name.ok()) return proto::ToGrpcStatus(name.status());
@@ -92,6 +104,9 @@ grpc::Status StowageService::DropJob(grpc::ServerContext* /*context*/,
 grpc::Status StowageService::RewindJob(grpc::ServerContext* /*context*/,
                                        const v1::RewindJobRequest* request,
                                        v1::RewindJobResponse* response) {
+  if (absl::Status turn = calls_pace_.Take(); !turn.ok()) {
+    return proto::ToGrpcStatus(turn);
+  }
   if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
   absl::StatusOr<proto::RewindArgs> args = proto::DecodeRewindJob(*request);
   if (!args.ok()) return proto::ToGrpcStatus(args.status());
@@ -106,6 +121,9 @@ grpc::Status StowageService::RewindJob(grpc::ServerContext* /*context*/,
 grpc::Status StowageService::RollForward(
     grpc::ServerContext* /*context*/, const v1::RollForwardRequest* request,
     v1::RollForwardResponse* /*response*/) {
+  if (absl::Status turn = calls_pace_.Take(); !turn.ok()) {
+    return proto::ToGrpcStatus(turn);
+  }
   if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
   absl::StatusOr<proto::RollForwardArgs> args =
       proto::DecodeRollForward(*request);
@@ -116,6 +134,9 @@ grpc::Status StowageService::RollForward(
 grpc::Status StowageService::SaveJob(grpc::ServerContext* /*context*/,
                                      const v1::SaveJobRequest* request,
                                      v1::SaveJobResponse* response) {
+  if (absl::Status turn = calls_pace_.Take(); !turn.ok()) {
+    return proto::ToGrpcStatus(turn);
+  }
   if (refusing_.load()) return proto::ToGrpcStatus(Stopping());
   absl::StatusOr<SaveSpec> spec = proto::DecodeSaveJob(*request);
   if (!spec.ok()) return proto::ToGrpcStatus(spec.status());
@@ -128,6 +149,9 @@ grpc::Status StowageService::SaveJob(grpc::ServerContext* /*context*/,
 grpc::Status StowageService::GetSave(grpc::ServerContext* /*context*/,
                                      const v1::GetSaveRequest* request,
                                      v1::GetSaveResponse* response) {
+  if (absl::Status turn = calls_pace_.Take(); !turn.ok()) {
+    return proto::ToGrpcStatus(turn);
+  }
   absl::StatusOr<SaveInfo> save = registry_.LastSave(request->job());
   if (!save.ok()) return proto::ToGrpcStatus(save.status());
   proto::EncodeSaveInfo(*save, response->mutable_save());

@@ -9,6 +9,7 @@
 
 #include "common/mutex.h"
 #include "server/core/job_registry.h"
+#include "server/rpc/pace.h"
 #include "server/rpc/watchdog.h"
 
 #include "stowage/v1/service.grpc.pb.h"
@@ -23,10 +24,22 @@ class StowageService final : public v1::Stowage::Service {
                  int sessions_max)
       : registry_(registry),
         version_(std::move(version)),
-        sessions_max_(sessions_max) {}
+        sessions_max_(sessions_max),
+        // All ranks of a node may come at once.
+        sessions_pace_({.what = "new sessions",
+                        .per_second = kSessionsPerSecond,
+                        .burst = sessions_max,
+                        .waiting_max = sessions_max}),
+        calls_pace_({.what = "calls",
+                     .per_second = kCallsPerSecond,
+                     .burst = kCallsPerSecond}) {}
 
   // From now on new sessions and changes get kUnavailable.
-  void Refuse() { refusing_.store(true); }
+  void Refuse() {
+    refusing_.store(true);
+    sessions_pace_.Stop();
+    calls_pace_.Stop();
+  }
 
   // Blocks until no session is left, at most for `limit`.
   void WaitIdle(std::chrono::milliseconds limit);
@@ -58,12 +71,18 @@ class StowageService final : public v1::Stowage::Service {
                        v1::GetSaveResponse* response) override;
 
  private:
+  // Beyond what trainers and people do, far below what a core can.
+  static constexpr int kSessionsPerSecond = 20;
+  static constexpr int kCallsPerSecond = 200;
+
   absl::Status EnterSession();
   void LeaveSession();
 
   core::JobRegistry& registry_;
   const std::string version_;
   const int sessions_max_;
+  Pace sessions_pace_;
+  Pace calls_pace_;
   Watchdog watchdog_;
   std::atomic<bool> refusing_{false};
   Mutex mutex_;
