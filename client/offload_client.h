@@ -150,6 +150,17 @@ class Session {
   virtual absl::StatusOr<Verdict> Prepare(std::int64_t step,
                                           std::span<const double> scalars) = 0;
 
+  // Ranks of several nodes with Lamb or, after the freeze, a 1-bit optimizer,
+  // between Prepare() and Apply(): what this rank has to give to the others in
+  // round `round` of the step that `args` will end; then, with GiveRound(),
+  // what it brings back. Returns once the server holds it. What the bytes are,
+  // and who brings what: server/core/step_rounds.h. `args` of Apply() are the
+  // same. Blocks: for the server's work.
+  virtual absl::StatusOr<std::vector<std::byte>> BeginRound(
+      const ApplyArgs& args, std::int32_t round) = 0;
+  virtual absl::Status GiveRound(std::int64_t step, std::int32_t round,
+                                 std::span<const std::byte> result) = 0;
+
   // Commits the step. All ranks call it with equal arguments; the first call
   // starts it. Returns when the request is sent; versions tell when units are
   // ready. Errors of the apply itself break the session.

@@ -215,6 +215,29 @@ class SessionImpl final : public Session {
     return verdict;
   }
 
+  absl::StatusOr<std::vector<std::byte>> BeginRound(
+      const ApplyArgs& args, std::int32_t round) override {
+    v1::ClientMessage message;
+    proto::EncodeBeginRound(args, round, message.mutable_begin_round());
+    stream_.ExpectRound(args.step, round);
+    STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
+    return stream_.WaitRound(wait_timeout_);
+  }
+
+  absl::Status GiveRound(std::int64_t step, std::int32_t round,
+                         std::span<const std::byte> result) override {
+    constexpr auto kChunk = static_cast<std::size_t>(proto::kPayloadBytesMax);
+    for (std::size_t done = 0; done < result.size(); done += kChunk) {
+      v1::ClientMessage message;
+      proto::EncodeRoundResult(
+          {step, round, static_cast<std::int64_t>(done), 0,
+           result.subspan(done, std::min(kChunk, result.size() - done))},
+          message.mutable_round_result());
+      STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
+    }
+    return stream_.WaitRoundHeld(step, round, wait_timeout_);
+  }
+
   absl::Status Apply(const ApplyArgs& args) override {
     if (static_cast<std::int64_t>(args.client_state.size()) >
         kClientStateBytesMax) {

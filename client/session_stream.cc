@@ -140,6 +140,53 @@ absl::Status SessionStream::TakeParams(const v1::ParamChunk& message) {
   return absl::OkStatus();
 }
 
+void SessionStream::ExpectRound(std::int64_t step, std::int32_t round) {
+  const MutexLock lock(mutex_);
+  round_ = PendingRound{step, round, -1, {}};
+}
+
+absl::StatusOr<std::vector<std::byte>> SessionStream::WaitRound(
+    std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  const absl::Status status =
+      WaitUntil(timeout, "begin_round", [this]() REQUIRES(mutex_) {
+        return static_cast<std::int64_t>(round_->bytes.size()) ==
+               round_->total_bytes;
+      });
+  std::vector<std::byte> bytes = std::move(round_->bytes);
+  round_.reset();
+  if (!status.ok()) return status;
+  return bytes;
+}
+
+absl::Status SessionStream::WaitRoundHeld(std::int64_t step, std::int32_t round,
+                                          std::chrono::milliseconds timeout) {
+  const MutexLock lock(mutex_);
+  STOWAGE_RETURN_IF_ERROR(
+      WaitUntil(timeout, "round result", [&]() REQUIRES(mutex_) {
+        return round_held_.has_value() && round_held_->step == step &&
+               round_held_->round == round;
+      }));
+  round_held_.reset();
+  return absl::OkStatus();
+}
+
+absl::Status SessionStream::TakeRound(const v1::RoundChunk& message) {
+  STOWAGE_ASSIGN_OR_RETURN(const proto::RoundPiece piece,
+                           proto::DecodeRoundChunk(message));
+  const MutexLock lock(mutex_);
+  if (!round_.has_value() || piece.step != round_->step ||
+      piece.round != round_->round ||
+      piece.begin_bytes != static_cast<std::int64_t>(round_->bytes.size()) ||
+      (round_->total_bytes >= 0 && piece.total_bytes != round_->total_bytes)) {
+    return Unexpected("a round's chunk out of order");
+  }
+  round_->total_bytes = piece.total_bytes;
+  round_->bytes.insert(round_->bytes.end(), piece.data.begin(),
+                       piece.data.end());
+  return absl::OkStatus();
+}
+
 absl::Status SessionStream::WaitClosed(std::chrono::milliseconds timeout) {
   const MutexLock lock(mutex_);
   return WaitUntil(timeout, "close",
@@ -274,6 +321,15 @@ absl::Status SessionStream::Take(const v1::ServerMessage& message) {
       return TakeChunk(message.state_chunk());
     case v1::ServerMessage::kParamChunk:
       return TakeParams(message.param_chunk());
+    case v1::ServerMessage::kRoundChunk:
+      return TakeRound(message.round_chunk());
+    case v1::ServerMessage::kRoundHeld: {
+      STOWAGE_ASSIGN_OR_RETURN(const proto::RoundHeldArgs held,
+                               proto::DecodeRoundHeld(message.round_held()));
+      const MutexLock lock(mutex_);
+      round_held_ = held;
+      break;
+    }
     case v1::ServerMessage::kLanded: {
       STOWAGE_ASSIGN_OR_RETURN(const proto::LandedArgs landed,
                                proto::DecodeLanded(message.landed()));

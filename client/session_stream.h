@@ -20,12 +20,14 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/job_spec.h"
 #include "common/mutex.h"
 #include "proto/payload_codec.h"
+#include "proto/round_codec.h"
 #include "proto/session_codec.h"
 
 #include "stowage/v1/service.grpc.pb.h"
@@ -69,6 +71,13 @@ class SessionStream {
   void ExpectState(const proto::ReadStateArgs& args, std::span<float> out);
   absl::Status WaitState(std::chrono::milliseconds timeout);
 
+  // Announces a BeginRound that is sent next; then waits for its answer.
+  void ExpectRound(std::int64_t step, std::int32_t round);
+  absl::StatusOr<std::vector<std::byte>> WaitRound(
+      std::chrono::milliseconds timeout);
+  absl::Status WaitRoundHeld(std::int64_t step, std::int32_t round,
+                             std::chrono::milliseconds timeout);
+
   // Announces where the chunks of FetchParams that are sent next go: bytes
   // [begin, begin + into.size()) of the unit; then waits for them.
   void ExpectParams(std::int32_t unit, std::int64_t step,
@@ -102,6 +111,13 @@ class SessionStream {
     std::int64_t filled_bytes = 0;
   };
 
+  struct PendingRound {
+    std::int64_t step = 0;
+    std::int32_t round = 0;
+    std::int64_t total_bytes = -1;  // not told yet
+    std::vector<std::byte> bytes;
+  };
+
   // The caller that reads; the watcher enforces his deadline.
   struct Waiting {
     const char* what;
@@ -115,6 +131,7 @@ class SessionStream {
   absl::Status Take(const v1::ServerMessage& message);
   absl::Status TakeChunk(const v1::StateChunk& message);
   absl::Status TakeParams(const v1::ParamChunk& message);
+  absl::Status TakeRound(const v1::RoundChunk& message);
   void EndWrites();
   template <typename Done>
   absl::Status WaitUntil(std::chrono::milliseconds timeout, const char* what,
@@ -136,6 +153,8 @@ class SessionStream {
   std::optional<Verdict> verdict_ GUARDED_BY(mutex_);
   std::optional<PendingRead> read_ GUARDED_BY(mutex_);
   std::optional<PendingParams> params_ GUARDED_BY(mutex_);
+  std::optional<PendingRound> round_ GUARDED_BY(mutex_);
+  std::optional<proto::RoundHeldArgs> round_held_ GUARDED_BY(mutex_);  // last
   std::optional<proto::LandedArgs> landed_ GUARDED_BY(mutex_);  // the last
   std::optional<proto::LeaseArgs> leased_ GUARDED_BY(mutex_);   // the last
   bool closed_ GUARDED_BY(mutex_) = false;  // the server said Closed

@@ -108,7 +108,11 @@ struct RunSpec {
   // into one gradient segment, each its own range of a unit. They agree on
   // what is empty and on regions. False: a segment for each rank.
   bool shards = false;
+  // The run's number of this node's local rank 0.
+  std::int32_t first_rank = 0;
 
+  // The run's ranks are on several nodes, each with a part of the job.
+  bool spread() const { return world_size > local_ranks; }
   std::int32_t gradient_segments() const { return shards ? 1 : local_ranks; }
   // Where the state of a job comes from that is not initialized yet.
   LoadSpec load = {};

@@ -42,6 +42,7 @@
 #include "engine/exchange/exchange.h"
 #include "engine/exchange/node_alignment.h"
 #include "engine/exchange/rendezvous.h"
+#include "engine/exchange/shard_store.h"
 #include "engine/monitor/step_reporter.h"
 #include "engine/plan/shard_plan.h"
 #include "engine/precision/loss_scaler.h"
@@ -51,6 +52,8 @@
 #include "engine/zero/unit_module.h"
 
 namespace stowage::engine {
+
+class Collectives;
 
 // A parameter group: what differs from the configuration's optimizer.params.
 struct GroupOptions {
@@ -238,6 +241,9 @@ class Engine {
   absl::Status ChooseExchange();
   absl::Status MakeExchange();
   absl::Status MakeC10dExchange();
+  std::unique_ptr<ShardStore> MakeServerShards(const OptimizerSpec& optimizer,
+                                               plan::NodePart node,
+                                               Collectives* group);
   absl::Status AlignNodes();
   absl::Status FollowOtherNodes(const NodePlan& plan);
   absl::Status TellHowStepEnded();

@@ -17,6 +17,7 @@
 #include "engine/exchange/rank_shards.h"
 #include "engine/exchange/segment_exchange.h"
 #include "engine/exchange/server_shards.h"
+#include "engine/exchange/spread_shards.h"
 
 namespace stowage::engine {
 namespace {
@@ -90,13 +91,6 @@ absl::Status Engine::ChooseExchange() {
         absl::StrCat("--exchange segments: ", why_not, "; use c10d or auto"));
   }
   use_c10d_ = asked == "c10d" || !why_not.empty();
-  if (use_c10d_ && needs_server_ && config::IsOneBit(config.optimizer.type)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "optimizer.type \"", config::OptimizerTypeName(config.optimizer.type),
-        "\" in the server takes each rank's own gradient from segments, and ",
-        why_not.empty() ? "the exchange asked for is c10d" : why_not,
-        "; take offload_optimizer.device \"none\": ranks then swap signs"));
-  }
   if (config::IsOneBit(config.optimizer.type) &&
       launch.world_size > optim::kOneBitRanksMax) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -242,7 +236,9 @@ RunSpec Engine::MakeRunSpec() const {
   run.local_ranks = group_ranks_;
   run.micro_steps =
       static_cast<std::int32_t>(config().gradient_accumulation_steps);
-  run.shards = use_c10d_;
+  // A 1-bit optimizer compresses each rank's own gradient.
+  run.shards = use_c10d_ && !config::IsOneBit(config().optimizer.type);
+  run.first_rank = group_first_;
   run.load = options_.load;
   return run;
 }
@@ -258,6 +254,34 @@ absl::Status Engine::MakeExchange() {
   exchange_ = std::make_unique<SegmentExchange>(session_.get(), run.micro_steps,
                                                 run.local_ranks);
   return absl::OkStatus();
+}
+
+// State in the node's server.
+std::unique_ptr<ShardStore> Engine::MakeServerShards(
+    const OptimizerSpec& optimizer, plan::NodePart node, Collectives* group) {
+  const config::ZeroOptimization& zero = config().zero_optimization;
+  const LaunchInfo& launch = options_.launch;
+  const auto micro_steps =
+      static_cast<std::int32_t>(config().gradient_accumulation_steps);
+  const bool keep_params = zero.stage == 3 && zero.offload_param.device ==
+                                                  config::OffloadDevice::kNone;
+  const SpreadPlace place{.group = group,
+                          .local_rank = launch.rank - group_first_,
+                          .spread = group_ranks_ != launch.world_size};
+  if (optimizer.one_bit()) {
+    return std::make_unique<OneBitServerShards>(session_.get(), &shard_plan_,
+                                                std::move(node), micro_steps,
+                                                place, optimizer.freeze_step);
+  }
+  if (optimizer.kind == OptimizerKind::kLamb && place.spread) {
+    return std::make_unique<LambServerShards>(
+        session_.get(), &shard_plan_, std::move(node), launch.rank, micro_steps,
+        keep_params, place,
+        static_cast<std::int32_t>(layout_.TrainableParams().size()));
+  }
+  return std::make_unique<ServerShards>(session_.get(), &shard_plan_,
+                                        std::move(node), launch.rank,
+                                        micro_steps, keep_params);
 }
 
 absl::Status Engine::MakeC10dExchange() {
@@ -276,12 +300,14 @@ absl::Status Engine::MakeC10dExchange() {
   }
   JobSpec job = MakeJobSpec();
   if (needs_server_) {
-    plan::NodePart node =
-        plan::MakeNodePart(layout_, shard_plan_, group_first_, group_ranks_);
+    plan::NodePart node = replicated
+                              ? plan::MakeNodePart(layout_, shard_plan_, 0, 1)
+                              : plan::MakeNodePart(layout_, shard_plan_,
+                                                   group_first_, group_ranks_);
     job.layout = node.spec;
     STOWAGE_RETURN_IF_ERROR(AlignNodes());
     client::SessionOptions session_options;
-    for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+    for (std::int32_t u = 0; u < layout_.unit_count() && !replicated; ++u) {
       const auto at = static_cast<std::size_t>(u);
       if (node.unit[at] < 0) continue;
       const plan::ElemRange shard = shard_plan_.Shard(u, launch.rank);
@@ -292,11 +318,8 @@ absl::Status Engine::MakeC10dExchange() {
         session_, client_->Attach(job, MakeRunSpec(),
                                   launch.rank - group_first_, session_options));
     STOWAGE_RETURN_IF_ERROR(TellHowStepEnded());
-    parts.store = std::make_unique<ServerShards>(
-        session_.get(), &shard_plan_, std::move(node), launch.rank,
-        static_cast<std::int32_t>(config.gradient_accumulation_steps),
-        /*keep_params=*/zero.stage == 3 &&
-            zero.offload_param.device == config::OffloadDevice::kNone);
+    parts.store =
+        MakeServerShards(job.optimizer, std::move(node), parts.reduces.get());
   } else {
     parts.store = MakeRankShards(&layout_, &shard_plan_, job.optimizer,
                                  parts.reduces.get());

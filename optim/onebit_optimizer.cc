@@ -73,8 +73,21 @@ OneBitOptimizer::OneBitOptimizer(const OneBitSettings& settings,
       tensors_(std::move(tensors)),
       copy_dtype_(copy_dtype),
       buffer_elems_(BufferElems(settings_, ElemsOf(tensors_))) {
-  const int first = rank == kAllRanks ? 0 : rank;
-  const int end = rank == kAllRanks ? ranks : rank + 1;
+  MakeSides(rank == kAllRanks ? 0 : rank, rank == kAllRanks ? ranks : rank + 1,
+            ranks);
+}
+
+OneBitOptimizer::OneBitOptimizer(const OneBitSettings& settings,
+                                 std::vector<OneBitTensor> tensors,
+                                 Dtype copy_dtype, const CarriedRanks& carried)
+    : settings_(settings),
+      tensors_(std::move(tensors)),
+      copy_dtype_(copy_dtype),
+      buffer_elems_(BufferElems(settings_, ElemsOf(tensors_))) {
+  MakeSides(carried.first, carried.first + carried.held, carried.ranks);
+}
+
+void OneBitOptimizer::MakeSides(int first, int end, int ranks) {
   for (int r = first; r < end; ++r) {
     sides_.push_back(std::make_unique<OneBitReduce>(buffer_elems_, r, ranks));
   }
@@ -111,6 +124,21 @@ std::int64_t OneBitOptimizer::StateBytes(
   return bytes;
 }
 
+std::int64_t OneBitOptimizer::StateBytes(
+    const OneBitSettings& settings, std::span<const std::int64_t> tensor_elems,
+    const CarriedRanks& carried) {
+  const std::vector<std::int64_t> buffers = BufferElems(settings, tensor_elems);
+  std::int64_t bytes =
+      carried.held *
+      (OneBitReduce::StateBytes(buffers, carried.ranks, /*exchanges=*/false) +
+       OneBitReduce::CarriedBytes(buffers, carried.ranks));
+  bytes += OneBitReduce::GatheredBytes(buffers, carried.ranks);
+  if (settings.lamb) {
+    bytes += 2 * static_cast<std::int64_t>(sizeof(float)) * buffers.front();
+  }
+  return bytes;
+}
+
 AdamRange OneBitOptimizer::RangeOf(const OneBitTensor& tensor) const {
   return {.elems = tensor.elems,
           .master = tensor.master,
@@ -139,12 +167,42 @@ absl::Status OneBitOptimizer::Step(const KernelSet& kernels,
   }
   if (settings_.lamb) ChooseScaling(kernels);
   STOWAGE_RETURN_IF_ERROR(ReduceMomenta(kernels, args, exchange));
+  Frozen(kernels, args);
+  return absl::OkStatus();
+}
+
+void OneBitOptimizer::Frozen(const KernelSet& kernels,
+                             const OneBitStepArgs& args) {
   if (settings_.lamb) {
     FrozenLamb(kernels, args);
   } else {
     FrozenAdam(kernels, args);
   }
-  return absl::OkStatus();
+}
+
+void OneBitOptimizer::Compress(const KernelSet& kernels,
+                               const OneBitStepArgs& args) {
+  STOWAGE_CHECK(compressed(args.t) &&
+                args.gradients.size() == tensors_.size() * sides_.size());
+  if (settings_.lamb) ChooseScaling(kernels);
+  ForEach(args, sides_.size(), [&](std::size_t s) { sides_[s]->Keep(); });
+  const std::vector<double> squares = CompensateAll(kernels, args);
+  const std::size_t buffers = buffer_elems_.size();
+  ForEach(args, sides_.size(), [&](std::size_t s) {
+    sides_[s]->Pack(kernels, std::span(squares).subspan(s * buffers, buffers));
+  });
+}
+
+void OneBitOptimizer::Finish(const KernelSet& kernels,
+                             const OneBitStepArgs& args,
+                             std::span<const std::byte> gathered) {
+  const std::vector<float*> results = Results();
+  for (std::size_t s = 0; s < sides_.size(); ++s) {
+    sides_[s]->Finish(
+        kernels, gathered,
+        s == 0 ? std::span<float* const>(results) : std::span<float* const>());
+  }
+  Frozen(kernels, args);
 }
 
 // Adam without bias correction is Lamb with a trust ratio of one.
@@ -211,27 +269,36 @@ double OneBitOptimizer::Compensate(const KernelSet& kernels,
       x.elems);
 }
 
-absl::Status OneBitOptimizer::ReduceMomenta(const KernelSet& kernels,
-                                            const OneBitStepArgs& args,
-                                            ByteExchange* exchange) {
+std::vector<double> OneBitOptimizer::CompensateAll(const KernelSet& kernels,
+                                                   const OneBitStepArgs& args) {
   const std::size_t count = tensors_.size();
   std::vector<double> by_tensor(sides_.size() * count);
   ForEach(args, by_tensor.size(), [&](std::size_t i) {
     by_tensor[i] = Compensate(kernels, args, i / count, i % count);
   });
-  std::vector<double> squares = by_tensor;
-  std::vector<float*> results;
-  if (settings_.lamb) {
-    squares.assign(sides_.size(), 0.0);
-    for (std::size_t i = 0; i < by_tensor.size(); ++i) {
-      squares[i / count] += by_tensor[i];
-    }
-    results.push_back(received_.data());
-  } else {
-    for (const OneBitTensor& tensor : tensors_) {
-      results.push_back(tensor.moment1);
-    }
+  if (!settings_.lamb) return by_tensor;
+  std::vector<double> squares(sides_.size());
+  for (std::size_t i = 0; i < by_tensor.size(); ++i) {
+    squares[i / count] += by_tensor[i];
   }
+  return squares;
+}
+
+// By buffer, where the mean of the momenta goes.
+std::vector<float*> OneBitOptimizer::Results() {
+  if (settings_.lamb) return {received_.data()};
+  std::vector<float*> results;
+  for (const OneBitTensor& tensor : tensors_) {
+    results.push_back(tensor.moment1);
+  }
+  return results;
+}
+
+absl::Status OneBitOptimizer::ReduceMomenta(const KernelSet& kernels,
+                                            const OneBitStepArgs& args,
+                                            ByteExchange* exchange) {
+  const std::vector<double> squares = CompensateAll(kernels, args);
+  const std::vector<float*> results = Results();
   if (exchange != nullptr) {
     return sides_[0]->Run(kernels, squares, results, *exchange);
   }

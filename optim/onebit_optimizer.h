@@ -88,10 +88,26 @@ class OneBitOptimizer {
                   std::vector<OneBitTensor> tensors, Dtype copy_dtype, int rank,
                   int ranks);
 
+  // The same for ranks first to first + held - 1, whose messages somebody else
+  // carries: for Compress(), Serve() and Finish() instead of compressed steps
+  // by Step().
+  struct CarriedRanks {
+    int first = 0;
+    int held = 1;
+    int ranks = 1;
+  };
+  OneBitOptimizer(const OneBitSettings& settings,
+                  std::vector<OneBitTensor> tensors, Dtype copy_dtype,
+                  const CarriedRanks& carried);
+
   // What an object with so many sides allocates for tensors of these lengths.
   static std::int64_t StateBytes(const OneBitSettings& settings,
                                  std::span<const std::int64_t> tensor_elems,
                                  int ranks, int sides);
+  // With room for what all ranks serve, which the caller has.
+  static std::int64_t StateBytes(const OneBitSettings& settings,
+                                 std::span<const std::int64_t> tensor_elems,
+                                 const CarriedRanks& carried);
 
   // Says where the arrays lie from now on; lengths and groups are those given
   // first.
@@ -106,6 +122,16 @@ class OneBitOptimizer {
   // Errors: the exchange's; then momenta and errors are of no step.
   absl::Status Step(const KernelSet& kernels, const OneBitStepArgs& args,
                     ByteExchange* exchange);
+
+  // A compressed step in parts (optim/onebit_reduce.h). Compress() and Serve()
+  // change nothing that is committed: the step can be begun anew.
+  // `gathered`: what all ranks served, in rank order.
+  void Compress(const KernelSet& kernels, const OneBitStepArgs& args);
+  void Serve(const KernelSet& kernels, std::size_t side) {
+    sides_[side]->Serve(kernels);
+  }
+  void Finish(const KernelSet& kernels, const OneBitStepArgs& args,
+              std::span<const std::byte> gathered);
 
   // Ranks that this object holds.
   std::size_t sides() const { return sides_.size(); }
@@ -129,6 +155,12 @@ class OneBitOptimizer {
   absl::Status ReduceMomenta(const KernelSet& kernels,
                              const OneBitStepArgs& args,
                              ByteExchange* exchange);
+  // All sides' momenta; by side and buffer, their sums of squares.
+  std::vector<double> CompensateAll(const KernelSet& kernels,
+                                    const OneBitStepArgs& args);
+  std::vector<float*> Results();
+  void Frozen(const KernelSet& kernels, const OneBitStepArgs& args);
+  void MakeSides(int first, int end, int ranks);
   double Compensate(const KernelSet& kernels, const OneBitStepArgs& args,
                     std::size_t side, std::size_t tensor);
   void FrozenLambTensor(const KernelSet& kernels, const OneBitStepArgs& args,

@@ -85,6 +85,32 @@ OneBitReduce::OneBitReduce(std::span<const std::int64_t> buffer_elems, int rank,
   served_.resize(static_cast<std::size_t>(message_bytes_));
 }
 
+std::int64_t OneBitReduce::CarriedBytes(
+    std::span<const std::int64_t> buffer_elems, int ranks) {
+  const Shape shape(buffer_elems, ranks);
+  std::int64_t bytes = shape.message_bytes * ranks;
+  for (const std::int64_t padded : shape.padded) {
+    bytes +=
+        (padded + padded / ranks) * static_cast<std::int64_t>(sizeof(float));
+  }
+  return bytes;
+}
+
+std::int64_t OneBitReduce::GatheredBytes(
+    std::span<const std::int64_t> buffer_elems, int ranks) {
+  return Shape(buffer_elems, ranks).message_bytes * ranks;
+}
+
+bool OneBitReduce::ScalesAreFinite(std::span<const std::byte> messages) const {
+  for (std::size_t begin = 0; begin < messages.size();
+       begin += static_cast<std::size_t>(message_bytes_)) {
+    for (std::size_t b = 0; b < buffers_.size(); ++b) {
+      if (!std::isfinite(GetScale(messages.data() + begin, b))) return false;
+    }
+  }
+  return true;
+}
+
 void OneBitReduce::PackForServers(const KernelSet& kernels,
                                   std::span<const double> squares) {
   double whole = 0;
@@ -162,12 +188,58 @@ absl::Status OneBitReduce::Run(const KernelSet& kernels,
   Serve(kernels, Incoming());
   STOWAGE_RETURN_IF_ERROR(exchange.AllGather(served_, incoming_));
   Unpack(kernels, Incoming(), results);
+  CountRound();
+  return absl::OkStatus();
+}
+
+void OneBitReduce::CountRound() {
   ++counters_.rounds;
   const std::int64_t messages = 2 * std::int64_t{ranks_ - 1};
   counters_.sent_bytes += messages * message_bytes_;
   counters_.scale_bytes +=
       messages * static_cast<std::int64_t>(buffers_.size() * sizeof(float));
-  return absl::OkStatus();
+}
+
+void OneBitReduce::Keep() {
+  for (Buffer& buffer : buffers_) {
+    if (unfinished_) {
+      buffer.worker_error = buffer.kept_worker;
+      buffer.server_error = buffer.kept_server;
+    } else {
+      buffer.kept_worker = buffer.worker_error;
+      buffer.kept_server = buffer.server_error;
+    }
+  }
+  incoming_.resize(outgoing_.size());
+  unfinished_ = true;
+}
+
+void OneBitReduce::Pack(const KernelSet& kernels,
+                        std::span<const double> squares) {
+  STOWAGE_CHECK(unfinished_ && squares.size() == buffers_.size());
+  PackForServers(kernels, squares);
+}
+
+void OneBitReduce::Serve(const KernelSet& kernels) {
+  STOWAGE_CHECK(unfinished_);
+  Serve(kernels, Incoming());
+}
+
+void OneBitReduce::Finish(const KernelSet& kernels,
+                          std::span<const std::byte> gathered,
+                          std::span<float* const> results) {
+  STOWAGE_CHECK(unfinished_ && gathered.size() == outgoing_.size());
+  if (!results.empty()) {
+    // Unpack() only reads; its other callers' messages are their own.
+    auto* const first = const_cast<std::byte*>(gathered.data());
+    std::vector<std::byte*> messages;
+    for (int r = 0; r < ranks_; ++r) {
+      messages.push_back(first + r * message_bytes_);
+    }
+    Unpack(kernels, messages, results);
+  }
+  unfinished_ = false;
+  CountRound();
 }
 
 void OneBitReduce::RunTogether(

@@ -96,6 +96,39 @@ class OneBitReduce {
   absl::Status Run(const KernelSet& kernels, std::span<const double> squares,
                    std::span<float* const> results, ByteExchange& exchange);
 
+  // The same round for ranks whose messages somebody else carries: in this
+  // order, Keep(), step 1, Pack() (makes outgoing()), incoming() is filled,
+  // Serve() (makes served()), Finish() with what all ranks served. Until
+  // Finish() the round can be begun anew: Keep() goes back to the errors of the
+  // last one that was finished, which committed_*_error() always are.
+  void Keep();
+  void Pack(const KernelSet& kernels, std::span<const double> squares);
+  // A message for each rank, and from each rank, in rank order.
+  std::span<const std::byte> outgoing() const { return outgoing_; }
+  std::span<std::byte> incoming() { return incoming_; }
+  void Serve(const KernelSet& kernels);
+  std::span<const std::byte> served() const { return served_; }
+  // `gathered`: every rank's served(), in rank order; `results` as Run()'s, and
+  // may be empty: one of a process's sides is enough.
+  void Finish(const KernelSet& kernels, std::span<const std::byte> gathered,
+              std::span<float* const> results);
+  std::span<float> committed_worker_error(std::size_t buffer) {
+    return Committed(buffers_[buffer].worker_error,
+                     buffers_[buffer].kept_worker);
+  }
+  std::span<float> committed_server_error(std::size_t buffer) {
+    return Committed(buffers_[buffer].server_error,
+                     buffers_[buffer].kept_server);
+  }
+  // Whether every scale in a rank's messages, or in all ranks', is a number.
+  bool ScalesAreFinite(std::span<const std::byte> messages) const;
+  // What such rounds need beside StateBytes() without `exchanges`; and what all
+  // ranks serve.
+  static std::int64_t CarriedBytes(std::span<const std::int64_t> buffer_elems,
+                                   int ranks);
+  static std::int64_t GatheredBytes(std::span<const std::int64_t> buffer_elems,
+                                    int ranks);
+
   // The same round where all ranks are in this process: `sides[r]` is rank r,
   // `squares` are rank by rank, `results` are wanted once. Nothing is sent and
   // nothing counted as sent. `parallel` runs the ranks' work.
@@ -116,7 +149,14 @@ class OneBitReduce {
     std::int64_t bits_offset = 0;  // of its part's signs in a message
     std::vector<float> worker_error;
     std::vector<float> server_error;
+    std::vector<float> kept_worker;  // by Keep()
+    std::vector<float> kept_server;
   };
+  std::span<float> Committed(std::vector<float>& now,
+                             std::vector<float>& kept) const {
+    return unfinished_ ? kept : now;
+  }
+  void CountRound();
   std::byte* Message(std::vector<std::byte>& messages, int rank) const {
     return messages.data() + rank * message_bytes_;
   }
@@ -136,6 +176,7 @@ class OneBitReduce {
   std::vector<std::byte> outgoing_;  // ranks messages
   std::vector<std::byte> incoming_;  // ranks messages; made by Run()
   std::vector<std::byte> served_;    // one message
+  bool unfinished_ = false;          // between Keep() and Finish()
   OneBitCounters counters_;
 };
 

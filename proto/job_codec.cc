@@ -237,12 +237,16 @@ absl::StatusOr<RunSpec> DecodeRunSpec(const v1::RunSpec& message) {
                                      message.world_size()));
   STOWAGE_RETURN_IF_ERROR(
       CheckRange("run: micro steps", message.micro_steps(), 1, kMicroStepsMax));
+  STOWAGE_RETURN_IF_ERROR(
+      CheckRange("run: first rank of this node", message.first_rank(), 0,
+                 message.world_size() - message.local_ranks()));
   RunSpec spec;
   spec.nonce = message.nonce();
   spec.world_size = message.world_size();
   spec.local_ranks = message.local_ranks();
   spec.micro_steps = message.micro_steps();
   spec.shards = message.shards();
+  spec.first_rank = message.first_rank();
   STOWAGE_ASSIGN_OR_RETURN(spec.load, DecodeLoadSpec(message.load()));
   return spec;
 }
@@ -253,6 +257,7 @@ void EncodeRunSpec(const RunSpec& spec, v1::RunSpec* message) {
   message->set_local_ranks(spec.local_ranks);
   message->set_micro_steps(spec.micro_steps);
   message->set_shards(spec.shards);
+  message->set_first_rank(spec.first_rank);
   EncodeLoadSpec(spec.load, message->mutable_load());
 }
 

@@ -9,13 +9,12 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "proto/chunk_data.h"
 
 #include "stowage/v1/session.pb.h"
 
 namespace stowage::proto {
 
-// Larger gains nothing on a socket, and bounds what a session holds.
-inline constexpr std::int64_t kPayloadBytesMax = std::int64_t{1} << 20;
 inline constexpr std::int64_t kFetchBytesMax = std::int64_t{16} << 20;
 
 struct GradientChunkArgs {

@@ -268,18 +268,19 @@ absl::StatusOr<Verdict> C10dExchange::Combine(Verdict own, std::int64_t step,
   verdict.step = step;
   verdict.trust_ratios = own.trust_ratios;
   verdict.compression = own.compression;
-  // Nobody has the sum of the ranks' own gradients. What stands for its norm is
-  // the root mean square of theirs, times the ranks: never less.
+  // Nobody has the sum of the stores' own gradients. What stands for its norm
+  // is the root mean square of theirs, times the stores: never less.
   const bool own_gradients = store_->takes_own_gradients();
-  const double weight = own_gradients ? static_cast<double>(all.size()) : 1;
+  const double weight =
+      own_gradients ? static_cast<double>(all.size()) / options_.verdict_ranks
+                    : 1;
   std::int64_t first = -1;
   for (std::size_t r = 0; r < all.size(); ++r) {
     verdict.rank_scalars.emplace_back(all[r].begin() + 2, all[r].end());
     const bool speaks =
-        own_gradients ||
-        (options_.replicated
-             ? r == 0
-             : r % static_cast<std::size_t>(options_.verdict_ranks) == 0);
+        options_.replicated && !own_gradients
+            ? r == 0
+            : r % static_cast<std::size_t>(options_.verdict_ranks) == 0;
     if (!speaks) continue;
     verdict.sum_of_squares += weight * all[r][0];
     const auto position = static_cast<std::int64_t>(all[r][1]);

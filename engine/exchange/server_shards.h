@@ -14,7 +14,7 @@
 
 namespace stowage::engine {
 
-class ServerShards final : public ShardStore {
+class ServerShards : public ShardStore {
  public:
   // `part`: this rank's among the parts of `plan`; `node`: what the session's
   // job holds of the model. `keep_params`: this rank keeps a copy of its shard
@@ -49,6 +49,9 @@ class ServerShards final : public ShardStore {
   absl::Status Close(bool close_job) override;
   StoreWaits waits() const override;
   std::int64_t held_bytes() const override;
+
+ protected:
+  client::Session* session() { return session_; }
 
  private:
   struct Kept {

@@ -1,6 +1,7 @@
 #include "engine/plan/shard_plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "common/bytes.h"
@@ -45,10 +46,13 @@ NodePart MakeNodePart(const Layout& layout, const ShardPlan& plan,
       node.range.push_back(
           {0, layout.units()[static_cast<std::size_t>(u)].elems});
     }
+    node.tensor.resize(layout.TrainableParams().size());
+    std::iota(node.tensor.begin(), node.tensor.end(), 0);
     return node;
   }
   node.spec.param_dtype = layout.param_dtype();
   node.spec.groups = layout.spec().groups;
+  std::int32_t tensor = 0;
   for (std::int32_t u = 0; u < layout.unit_count(); ++u) {
     const Layout::Unit& unit = layout.units()[static_cast<std::size_t>(u)];
     const ElemRange range{plan.Shard(u, first_part).begin,
@@ -56,9 +60,11 @@ NodePart MakeNodePart(const Layout& layout, const ShardPlan& plan,
     UnitSpec spec;
     spec.name = unit.name;
     for (const Layout::Param& param : unit.params) {
+      const std::int32_t index = param.frozen ? -1 : tensor++;
       const ElemRange held = Intersect(
           range, {param.begin_elems, param.begin_elems + param.elems});
       if (held.empty()) continue;
+      if (index >= 0) node.tensor.push_back(index);
       spec.params.push_back(
           {absl::StrCat(param.name, "[", held.begin - param.begin_elems, ":",
                         held.end - param.begin_elems, "]"),

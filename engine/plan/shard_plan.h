@@ -72,6 +72,8 @@ struct NodePart {
   // By the model's unit: its elements in the model's flat buffer. Element x of
   // the model's is element x - begin of the node's.
   std::vector<ElemRange> range;
+  // By the node's trainable tensor, in its layout's order: the model's.
+  std::vector<std::int32_t> tensor;
 };
 // All parts: the model's own spec, unchanged.
 NodePart MakeNodePart(const Layout& layout, const ShardPlan& plan,

@@ -153,6 +153,11 @@ absl::Status CheckRunSpec(const RunSpec& run, std::int32_t local_rank) {
     return absl::InvalidArgumentError(absl::StrCat(
         "micro steps ", run.micro_steps, ", expected 1 to ", kMicroStepsMax));
   }
+  if (run.first_rank < 0 || run.first_rank > run.world_size - run.local_ranks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("first rank of this node ", run.first_rank,
+                     ", expected 0 to ", run.world_size - run.local_ranks));
+  }
   if (local_rank < 0 || local_rank >= run.local_ranks) {
     return absl::InvalidArgumentError(
         absl::StrCat("local rank ", local_rank, " of ", run.local_ranks));

@@ -439,16 +439,9 @@ absl::Status Job::Apply(const SessionState& session, const ApplyArgs& args) {
           "apply: step ", args.step, ": rank ", session.rank(),
           " gives another ", field, " than the rank whose call came first"));
     }
-    if (args.step < run.step) {
-      return absl::AbortedError(absl::StrCat("apply: step ", args.step,
-                                             " is stale, the job is at step ",
-                                             run.step));
-    }
-    if (args.step > run.step || !run.verdict || run.verdict->step != run.step) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("apply: step ", args.step,
-                       " before its verdict; the job is at step ", run.step));
-    }
+    STOWAGE_RETURN_IF_ERROR(CheckJudged(args.step, "apply"));
+    STOWAGE_RETURN_IF_ERROR(
+        run.rounds.CheckApply(args, committed_.applied_steps + 1));
     AcceptApply(args);
     // A commit on NVMe is no work for a session's thread, and a snapshot that
     // is due comes first.
@@ -585,6 +578,7 @@ absl::Status Job::LandSums(Run& run, const StepLedger::Landing& landing,
     STOWAGE_RETURN_IF_ERROR(spill->Acquire(landing.unit, started()));
   }
   LandUnit(Context(run), landing, *services_->team);
+  store_->KeepReading();
   if (spill == nullptr) return absl::OkStatus();
   if (landing.last) {
     *nonfinite =
@@ -641,18 +635,7 @@ void Job::RunApply() {
     order = order_;
     from = committed_;
   }
-  const StepUpdateContext context{
-      .layout = layout_,
-      .optimizer = spec_.optimizer,
-      .kernels = *services_->kernels,
-      .store = *store_,
-      .params = *params_,
-      .run = *run->gradients,
-      .gradients = run->applying,
-      .order = *order,
-      .micro_steps = run->spec.micro_steps,
-      .residency = residency_.get(),
-      .deliver = [this](const std::vector<LeaseGrant>& g) { Deliver(g); }};
+  const StepUpdateContext context = UpdateContext(*run, *order, run->applying);
   bool touched = false;
   absl::StatusOr<storage::CommitRecord> record =
       update_->Run(context, from, *run->last_apply, *services_->team, &touched);

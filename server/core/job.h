@@ -44,6 +44,7 @@
 #include "server/core/run_gradients.h"
 #include "server/core/session_state.h"
 #include "server/core/step_ledger.h"
+#include "server/core/step_rounds.h"
 #include "server/core/step_update.h"
 #include "storage/checkpoint/reader.h"
 #include "storage/host/memory_budget.h"
@@ -137,6 +138,19 @@ class Job {
   absl::Status Unlease(const SessionState& session, std::int32_t unit);
   absl::Status Prepare(SessionState& session, std::int64_t step,
                        std::vector<double> scalars);
+  // Returns: what this rank has to give.
+  absl::StatusOr<std::vector<std::byte>> BeginRound(const SessionState& session,
+                                                    const ApplyArgs& args,
+                                                    std::int32_t round);
+  struct RoundBytes {
+    std::int64_t step = 0;
+    std::int32_t round = 0;
+    std::int64_t begin_bytes = 0;
+  };
+  // Returns: whether all of the result is here.
+  absl::StatusOr<bool> TakeRound(const SessionState& session,
+                                 const RoundBytes& at,
+                                 std::span<const std::byte> data);
   absl::Status Apply(const SessionState& session, const ApplyArgs& args);
   absl::Status ReadState(const SessionState& session, std::int32_t unit,
                          StateKind kind, std::int64_t begin_elems,
@@ -204,6 +218,7 @@ class Job {
     std::int32_t closed_ranks = 0;  // left, and asked to close the job
     absl::Status over;              // not OK: the run has ended
 
+    StepRounds rounds;
     std::int64_t step = 0;   // whose gradients the ranks are computing
     StepLedger ledger;       // of `step`
     StepGradients applying;  // of the step that was last applied
@@ -310,6 +325,12 @@ class Job {
   // The run is over, and what it prepared may have been applied by the other
   // nodes: its gradients are kept until the next run.
   bool MayRollForward() const REQUIRES(mutex_);
+  // `step` has its verdict and waits for its apply.
+  absl::Status CheckJudged(std::int64_t step, const char* what) const
+      REQUIRES(mutex_);
+  // By the busy one.
+  StepUpdateContext UpdateContext(Run& run, const UpdateOrder& order,
+                                  const StepGradients& gradients);
   // Makes `args` the step that RunApply() carries out.
   void AcceptApply(const ApplyArgs& args) REQUIRES(mutex_);
 

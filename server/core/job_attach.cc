@@ -181,13 +181,15 @@ absl::StatusOr<std::shared_ptr<SessionState>> Job::Join(
   }
   if (run.world_size != live.world_size ||
       run.local_ranks != live.local_ranks ||
-      run.micro_steps != live.micro_steps || run.shards != live.shards) {
+      run.micro_steps != live.micro_steps || run.shards != live.shards ||
+      run.first_rank != live.first_rank) {
     return absl::InvalidArgumentError(absl::StrCat(
         "job \"", spec_.name, "\": rank ", local_rank,
         " of this run says world size ", run.world_size, ", local ranks ",
-        run.local_ranks, ", micro steps ", run.micro_steps,
-        run.shards ? ", shards" : "", "; the ranks before it said ",
-        live.world_size, ", ", live.local_ranks, ", ", live.micro_steps,
+        run.local_ranks, " from ", run.first_rank, ", micro steps ",
+        run.micro_steps, run.shards ? ", shards" : "",
+        "; the ranks before it said ", live.world_size, ", ", live.local_ranks,
+        " from ", live.first_rank, ", ", live.micro_steps,
         live.shards ? ", shards" : ""));
   }
   const auto rank = static_cast<std::size_t>(local_rank);

@@ -205,7 +205,7 @@ absl::StatusOr<std::shared_ptr<CheckpointSave>> Job::MakeSave(
     STOWAGE_ASSIGN_OR_RETURN(
         parts.one_bit_memory,
         services_->budget->Reserve(
-            OneBitUpdate::Bytes(layout_, spec_.optimizer, one_bit->ranks()),
+            one_bit->bytes(),
             absl::StrCat("save of job \"", spec_.name, "\"")));
     parts.one_bit = one_bit->Copy();
   }
@@ -346,7 +346,7 @@ absl::Status Job::LoadOneBit(storage::CheckpointReader& reader) {
     return absl::InvalidArgumentError(absl::StrCat(
         reader.path(),
         ": errors of signs: ", reader.Tensors(storage::kKindOneBit).size(),
-        " arrays, the job of ", one_bit->ranks(), " ranks has ", places.size(),
+        " arrays, the job of ", one_bit->Who(), " has ", places.size(),
         "; a 1-bit optimizer goes on with the number of ranks that saved"));
   }
   for (const OneBitUpdate::Place& place : places) {
@@ -356,8 +356,7 @@ absl::Status Job::LoadOneBit(storage::CheckpointReader& reader) {
     if (bytes != static_cast<std::int64_t>(place.bytes.size())) {
       return absl::InvalidArgumentError(absl::StrCat(
           reader.path(), ": errors of signs: ", place.name, " has ", bytes,
-          " bytes, the job of ", one_bit->ranks(), " ranks has ",
-          place.bytes.size(),
+          " bytes, the job of ", one_bit->Who(), " has ", place.bytes.size(),
           "; a 1-bit optimizer goes on with the number of ranks that saved"));
     }
   }

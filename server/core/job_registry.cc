@@ -84,6 +84,15 @@ class JobSessionImpl final : public JobSession {
                        std::vector<double> scalars) override {
     return job_->Prepare(*state_, step, std::move(scalars));
   }
+  absl::StatusOr<std::vector<std::byte>> BeginRound(
+      const ApplyArgs& args, std::int32_t round) override {
+    return job_->BeginRound(*state_, args, round);
+  }
+  absl::StatusOr<bool> TakeRound(std::int64_t step, std::int32_t round,
+                                 std::int64_t begin_bytes,
+                                 std::span<const std::byte> data) override {
+    return job_->TakeRound(*state_, {step, round, begin_bytes}, data);
+  }
   absl::Status Apply(const ApplyArgs& args) override {
     return job_->Apply(*state_, args);
   }
@@ -206,6 +215,7 @@ absl::StatusOr<std::shared_ptr<Job>> JobRegistryImpl::FindOrOpen(
                        "; see stowctl fsck, drop it, or take another name"));
     }
   }
+  STOWAGE_RETURN_IF_ERROR(CheckElementsFit(spec, budget_.limit_bytes()));
   STOWAGE_ASSIGN_OR_RETURN(
       Layout layout,
       Layout::Create(spec.layout, LayoutLimitsOf(budget_.limit_bytes())));

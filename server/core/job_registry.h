@@ -95,6 +95,14 @@ class JobSession {
   virtual absl::Status Unlease(std::int32_t unit) = 0;
   virtual absl::Status Prepare(std::int64_t step,
                                std::vector<double> scalars) = 0;
+  // Rounds between verdict and apply (step_rounds.h). Returns: what this rank
+  // has to give. Blocks: for the work.
+  virtual absl::StatusOr<std::vector<std::byte>> BeginRound(
+      const ApplyArgs& args, std::int32_t round) = 0;
+  // The next piece of what it brings back. Returns: whether that was the last.
+  virtual absl::StatusOr<bool> TakeRound(std::int64_t step, std::int32_t round,
+                                         std::int64_t begin_bytes,
+                                         std::span<const std::byte> data) = 0;
   virtual absl::Status Apply(const ApplyArgs& args) = 0;
   // Waits until no apply is running. `out` is in the unit's flat buffer.
   virtual absl::Status ReadState(std::int32_t unit, StateKind kind,

@@ -47,6 +47,8 @@ absl::Status Job::RollForward(const ApplyArgs& args) {
               : absl::StrCat("no step is prepared, ", committed_.step,
                              " are committed")));
     }
+    STOWAGE_RETURN_IF_ERROR(
+        run_->rounds.CheckApply(args, committed_.applied_steps + 1));
     AcceptApply(args);
     busy_ = true;
   }

@@ -69,12 +69,11 @@ absl::StatusOr<std::unique_ptr<Job::Run>> Job::MakeRun(
   }
   const MemoryNeed& need = plan.need;
   const bool whole_job = store_ == nullptr;
-  if (const std::int32_t ranks = whole_job ? 0 : update_->fixed_ranks();
-      ranks > 0 && ranks != run.local_ranks) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("job \"", spec_.name, "\": ", run.local_ranks,
-                     " ranks; its 1-bit optimizer keeps the errors of ", ranks,
-                     " ranks, start as many"));
+  if (OneBitUpdate* const one_bit = whole_job ? nullptr : update_->one_bit()) {
+    if (const absl::Status same = one_bit->CheckRanks(run); !same.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("job \"", spec_.name, "\": ", same.message()));
+    }
   }
   STOWAGE_ASSIGN_OR_RETURN(
       storage::MemoryReservation reservation,
@@ -98,6 +97,7 @@ absl::StatusOr<std::unique_ptr<Job::Run>> Job::MakeRun(
   }
   STOWAGE_RETURN_IF_ERROR(LoadIfNew(run.load));
   auto made = std::make_unique<Run>(layout_, run, plan.slots);
+  made->rounds = StepRounds(spec_.optimizer, layout_, run);
   made->epoch = services_->next_epoch.fetch_add(1);
   STOWAGE_ASSIGN_OR_RETURN(
       made->gradients,
@@ -156,7 +156,7 @@ absl::Status Job::AllocateJob(const RunSpec& run,
   std::unique_ptr<OneBitUpdate> one_bit;
   if (spec_.optimizer.one_bit()) {
     one_bit = std::make_unique<OneBitUpdate>(
-        layout_, spec_.optimizer, run.local_ranks,
+        layout_, spec_.optimizer, run,
         reservation.Split(plan.need.one_bit_bytes));
   }
   STOWAGE_RETURN_IF_ERROR(OpenStore(plan, std::move(reservation)));

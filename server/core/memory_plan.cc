@@ -1,8 +1,11 @@
 #include "server/core/memory_plan.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "common/bytes.h"
 #include "common/segment_format.h"
 #include "common/status_macros.h"
@@ -180,12 +183,6 @@ bool Divide(const Layout& layout, const JobSpec& job, const Sizes& sizes,
 absl::Status CheckOptimizerRun(const JobSpec& job, const RunSpec& run,
                                const SlotPlan& slots) {
   if (job.optimizer.kind == OptimizerKind::kAdam) return absl::OkStatus();
-  if (run.world_size != run.local_ranks) {
-    return absl::UnimplementedError(absl::StrCat(
-        "job \"", job.name, "\": ", run.local_ranks, " of ", run.world_size,
-        " ranks are on this node; the server makes trust ratios and signs for "
-        "ranks that are all its own"));
-  }
   if (job.optimizer.one_bit() && run.shards) {
     return absl::InvalidArgumentError(absl::StrCat(
         "job \"", job.name,
@@ -217,6 +214,49 @@ LayoutLimits LayoutLimitsOf(std::int64_t memory_limit_bytes) {
   return limits;
 }
 
+absl::Status CheckElementsFit(const JobSpec& job,
+                              std::int64_t memory_limit_bytes) {
+  double elems = 0;
+  for (const UnitSpec& unit : job.layout.units) {
+    for (const ParamSpec& param : unit.params) {
+      double product = 1;
+      for (const std::int64_t extent : param.shape) {
+        // Layout::Create() names extents that mean nothing.
+        product *= static_cast<double>(std::max<std::int64_t>(extent, 1));
+      }
+      elems += product;
+    }
+  }
+  double room = static_cast<double>(memory_limit_bytes);
+  if (job.storage.on_nvme()) {
+    room = 0;
+    for (const std::string& path : job.storage.nvme_paths) {
+      std::error_code error;
+      const auto space = std::filesystem::space(path, error);
+      // Opening the store will say what is wrong with the path.
+      if (error) return absl::OkStatus();
+      room += static_cast<double>(space.capacity);
+    }
+  }
+  if (elems <= room) return absl::OkStatus();
+  if (elems > static_cast<double>(LayoutLimits{}.elems_max)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "job \"%s\": its layout has %.3g elements, more than %d that any job "
+        "may have",
+        job.name, elems, LayoutLimits{}.elems_max));
+  }
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "job \"%s\": its layout has %.3g elements, which need more bytes than "
+      "that; %s",
+      job.name, elems,
+      job.storage.on_nvme()
+          ? absl::StrFormat("the disks of its NVMe paths have %.0f; add paths",
+                            room)
+          : absl::StrFormat("the server's memory limit is %.0f bytes; raise "
+                            "--memory-limit or put the job on NVMe",
+                            room)));
+}
+
 absl::StatusOr<MemoryPlan> PlanMemory(const Layout& layout, const JobSpec& job,
                                       const RunSpec& run,
                                       std::int32_t kept_slots_max,
@@ -228,8 +268,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const Layout& layout, const JobSpec& job,
   STOWAGE_RETURN_IF_ERROR(CheckOptimizerRun(job, run, plan.slots));
   plan.need = NeedOf(layout, run, plan.slots);
   if (one_bit) {
-    plan.need.one_bit_bytes =
-        OneBitUpdate::Bytes(layout, job.optimizer, run.local_ranks);
+    plan.need.one_bit_bytes = OneBitUpdate::Bytes(layout, job.optimizer, run);
   }
   const std::int64_t budget = job.storage.memory_budget_bytes;
   if (!job.storage.on_nvme()) {

@@ -18,6 +18,13 @@ Layout::Chunk ChunkOf(const Layout::Param& param) {
           .elems = param.elems};
 }
 
+// Whose errors this node keeps.
+optim::OneBitOptimizer::CarriedRanks RanksOf(const RunSpec& run) {
+  return {.first = run.first_rank,
+          .held = run.local_ranks,
+          .ranks = run.world_size};
+}
+
 std::vector<optim::OneBitTensor> Unbound(const Layout& layout) {
   std::vector<optim::OneBitTensor> tensors;
   for (const Layout::Param* param : layout.TrainableParams()) {
@@ -30,26 +37,50 @@ std::vector<optim::OneBitTensor> Unbound(const Layout& layout) {
 
 std::int64_t OneBitUpdate::Bytes(const Layout& layout,
                                  const OptimizerSpec& optimizer,
-                                 std::int32_t ranks) {
+                                 const RunSpec& run) {
   std::vector<std::int64_t> elems;
   for (const Layout::Param* param : layout.TrainableParams()) {
     elems.push_back(param->elems);
   }
-  return optim::OneBitOptimizer::StateBytes(
-      optim::MakeOneBitSettings(optimizer), elems, ranks,
-      /*sides=*/ranks);
+  const optim::OneBitSettings settings = optim::MakeOneBitSettings(optimizer);
+  if (!run.spread()) {
+    return optim::OneBitOptimizer::StateBytes(settings, elems, run.world_size,
+                                              /*sides=*/run.world_size);
+  }
+  return optim::OneBitOptimizer::StateBytes(settings, elems, RanksOf(run));
 }
 
 OneBitUpdate::OneBitUpdate(const Layout& layout, const OptimizerSpec& optimizer,
-                           std::int32_t ranks,
+                           const RunSpec& run,
                            storage::MemoryReservation reservation)
     : layout_(layout),
-      ranks_(ranks),
+      spread_(run.spread()),
+      ranks_(RanksOf(run)),
+      reservation_bytes_(Bytes(layout, optimizer, run)),
       reservation_(std::move(reservation)),
       tensors_(layout.TrainableParams()),
       optimizer_(optim::MakeOneBitSettings(optimizer), Unbound(layout),
-                 layout.param_dtype(), optim::OneBitOptimizer::kAllRanks,
-                 ranks) {}
+                 layout.param_dtype(), ranks_) {
+  if (spread_) gathered_.resize(Side(0).outgoing().size());
+}
+
+std::string OneBitUpdate::Who() const {
+  if (!spread_) return absl::StrCat(ranks_.ranks, " ranks");
+  return absl::StrCat("ranks ", ranks_.first, " to ",
+                      ranks_.first + ranks_.held - 1, " of ", ranks_.ranks);
+}
+
+absl::Status OneBitUpdate::CheckRanks(const RunSpec& run) const {
+  const auto theirs = RanksOf(run);
+  if (spread_ == run.spread() && theirs.first == ranks_.first &&
+      theirs.held == ranks_.held && theirs.ranks == ranks_.ranks) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "ranks ", theirs.first, " to ", theirs.first + theirs.held - 1, " of ",
+      theirs.ranks, "; its 1-bit optimizer keeps the errors of ", Who(),
+      ", start the same"));
+}
 
 void OneBitUpdate::Bind(const OneBitContext& context,
                         storage::StateStore& store,
@@ -82,6 +113,57 @@ void OneBitUpdate::Bind(const OneBitContext& context,
   bound_ = true;
 }
 
+std::vector<optim::GradientSource> OneBitUpdate::Sources(
+    const OneBitContext& context, bool each_rank, Pointers& pointers) const {
+  const std::int32_t sides = each_rank ? ranks_.held : 1;
+  pointers.resize(static_cast<std::size_t>(sides) * tensors_.size());
+  std::vector<optim::GradientSource> sources;
+  for (std::int32_t side = 0; side < sides; ++side) {
+    for (const Layout::Param* param : tensors_) {
+      const Layout::Chunk chunk = ChunkOf(*param);
+      RunGradients::SlotPointers& slots = pointers[sources.size()];
+      sources.push_back(
+          each_rank
+              ? context.run.RankSource(context.gradients, chunk, side, slots)
+              : context.run.StepSource(context.gradients, chunk, slots));
+    }
+  }
+  return sources;
+}
+
+optim::OneBitStepArgs OneBitUpdate::StepArgs(
+    const ApplyArgs& args, std::int64_t t,
+    std::span<const optim::GradientSource> sources, ComputeTeam& team) const {
+  // The factor divides by all micro-batches; a rank's own are a share of them.
+  const int share = optimizer_.compressed(t) ? ranks_.ranks : 1;
+  return {.t = t,
+          .gradient_factor = args.gradient_factor * share,
+          .groups = args.groups,
+          .gradients = sources,
+          .parallel = [&team](std::int64_t count,
+                              const std::function<void(std::int64_t)>& work) {
+            team.ParallelFor(count, work);
+          }};
+}
+
+void OneBitUpdate::Compress(const OneBitContext& context,
+                            storage::StateStore& store,
+                            const std::vector<std::int32_t>& chunk_order,
+                            const ApplyArgs& args, std::int64_t t,
+                            ComputeTeam& team) {
+  if (tensors_.empty()) return;
+  if (!bound_) Bind(context, store, chunk_order);
+  Pointers pointers;
+  const std::vector<optim::GradientSource> sources =
+      Sources(context, /*each_rank=*/true, pointers);
+  optimizer_.Compress(context.kernels, StepArgs(args, t, sources, team));
+}
+
+void OneBitUpdate::Serve(const OneBitContext& context, std::int32_t rank) {
+  if (tensors_.empty()) return;
+  optimizer_.Serve(context.kernels, static_cast<std::size_t>(rank));
+}
+
 void OneBitUpdate::Step(const OneBitContext& context,
                         storage::StateStore& store,
                         const std::vector<std::int32_t>& chunk_order,
@@ -90,35 +172,18 @@ void OneBitUpdate::Step(const OneBitContext& context,
   if (tensors_.empty()) return;
   if (!bound_) Bind(context, store, chunk_order);
   const bool compressed = optimizer_.compressed(t);
-  const std::size_t sides = compressed ? static_cast<std::size_t>(ranks_) : 1;
-  std::vector<RunGradients::SlotPointers> pointers(sides * tensors_.size());
+  Pointers pointers;
   std::vector<optim::GradientSource> sources;
-  for (std::size_t side = 0; side < sides; ++side) {
-    for (const Layout::Param* param : tensors_) {
-      const Layout::Chunk chunk = ChunkOf(*param);
-      RunGradients::SlotPointers& slots = pointers[sources.size()];
-      sources.push_back(
-          compressed
-              ? context.run.RankSource(context.gradients, chunk,
-                                       static_cast<std::int32_t>(side), slots)
-              : context.run.StepSource(context.gradients, chunk, slots));
-    }
+  if (spread_ && compressed) {
+    optimizer_.Finish(context.kernels, StepArgs(args, t, sources, team),
+                      gathered_);
+  } else {
+    sources = Sources(context, compressed, pointers);
+    const absl::Status status =
+        optimizer_.Step(context.kernels, StepArgs(args, t, sources, team),
+                        /*exchange=*/nullptr);
+    STOWAGE_CHECK(status.ok());  // only an exchange fails
   }
-  // The factor divides by all micro-batches; a rank's own are a share of them.
-  const double factor = args.gradient_factor * (compressed ? ranks_ : 1);
-  const absl::Status status = optimizer_.Step(
-      context.kernels,
-      {.t = t,
-       .gradient_factor = factor,
-       .groups = args.groups,
-       .gradients = sources,
-       .parallel =
-           [&team](std::int64_t count,
-                   const std::function<void(std::int64_t)>& work) {
-             team.ParallelFor(count, work);
-           }},
-      /*exchange=*/nullptr);
-  STOWAGE_CHECK(status.ok());  // only an exchange fails
   for (std::size_t i = 0; i < chunk_order.size(); ++i) {
     store.ChunkUpdated(static_cast<std::int64_t>(i));
   }
@@ -136,13 +201,16 @@ Compression OneBitUpdate::compression() const {
 
 std::vector<OneBitUpdate::Place> OneBitUpdate::Places() {
   std::vector<Place> places;
-  for (std::size_t r = 0; r < optimizer_.sides(); ++r) {
-    optim::OneBitReduce& side = optimizer_.side(r);
+  for (std::size_t s = 0; s < optimizer_.sides(); ++s) {
+    optim::OneBitReduce& side = optimizer_.side(s);
+    const std::size_t r = static_cast<std::size_t>(ranks_.first) + s;
     for (std::size_t b = 0; b < optimizer_.buffers(); ++b) {
-      places.push_back({absl::StrCat("worker_error.", r, ".", b),
-                        std::as_writable_bytes(side.worker_error(b))});
-      places.push_back({absl::StrCat("server_error.", r, ".", b),
-                        std::as_writable_bytes(side.server_error(b))});
+      places.push_back(
+          {absl::StrCat("worker_error.", r, ".", b),
+           std::as_writable_bytes(side.committed_worker_error(b))});
+      places.push_back(
+          {absl::StrCat("server_error.", r, ".", b),
+           std::as_writable_bytes(side.committed_server_error(b))});
     }
   }
   std::vector<optim::OneBitLambState>& lamb = optimizer_.lamb_state();

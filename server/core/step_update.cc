@@ -1,5 +1,6 @@
 #include "server/core/step_update.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -122,6 +123,21 @@ TrustRatios StepUpdate::trust_ratios() const {
   return lamb_ == nullptr ? TrustRatios{} : lamb_->summary();
 }
 
+absl::Status StepUpdate::CheckRoundIn(std::int32_t round, std::int32_t rank) {
+  bool good = true;
+  if (one_bit_ != nullptr) {
+    good = one_bit_->ScalesAreFinite(RoundIn(round, rank));
+  } else {
+    for (const optim::LambNorms& norms : all_norms_) {
+      // The update's may be infinite, the ratio is then min_coeff; not a NaN.
+      good = good && norms.weight >= 0 && norms.update >= 0;
+    }
+  }
+  if (good) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "round ", round, ": what the other nodes gave has numbers that are not"));
+}
+
 void StepUpdate::Publish(const StepUpdateContext& context, std::int32_t unit,
                          std::int64_t step) {
   context.params.PublishVersion(unit, step);
@@ -184,8 +200,8 @@ void StepUpdate::MakeConstants(const StepUpdateContext& context,
   lamb_->BeginStep(lamb);
 }
 
-absl::Status StepUpdate::FindTrustRatios(const StepUpdateContext& context,
-                                         ComputeTeam& team) {
+absl::Status StepUpdate::MeasureNorms(const StepUpdateContext& context,
+                                      ComputeTeam& team) {
   STOWAGE_RETURN_IF_ERROR(context.store.BeginScan(context.order.chunks()));
   absl::Status status;
   while (status.ok()) {
@@ -198,8 +214,60 @@ absl::Status StepUpdate::FindTrustRatios(const StepUpdateContext& context,
   }
   status.Update(context.store.EndScan());
   status.Update(CheckSegments(context.params, context.run));
-  if (status.ok()) status = lamb_->Combine(context.reduce_norms);
   return status;
+}
+
+absl::Status StepUpdate::MakeRound(const StepUpdateContext& context,
+                                   const storage::CommitRecord& from,
+                                   const ApplyArgs& args, std::int32_t round,
+                                   std::int32_t rank, ComputeTeam& team) {
+  STOWAGE_RETURN_IF_ERROR(CheckSegments(context.params, context.run));
+  const std::int64_t t = from.applied_steps + 1;
+  if (one_bit_ == nullptr) {
+    MakeConstants(context, args, t);
+    STOWAGE_RETURN_IF_ERROR(MeasureNorms(context, team));
+    const auto keep = [this](std::span<optim::LambNorms> norms) {
+      norms_.assign(norms.begin(), norms.end());
+      all_norms_.resize(norms.size());
+      return absl::OkStatus();
+    };
+    return lamb_->Combine(keep);
+  }
+  const OneBitContext one_bit{.kernels = context.kernels,
+                              .params = context.params,
+                              .run = context.run,
+                              .gradients = context.gradients};
+  if (round > 0) {
+    one_bit_->Serve(one_bit, rank);
+    return absl::OkStatus();
+  }
+  // A scan, so that the store says where its arrays are.
+  STOWAGE_RETURN_IF_ERROR(context.store.BeginScan(context.order.chunks()));
+  const absl::StatusOr<storage::UpdateWindow> window =
+      context.store.AcquireNext();
+  absl::Status status = window.status();
+  if (status.ok()) {
+    STOWAGE_CHECK(window->end ==
+                  static_cast<std::int64_t>(context.order.chunks().size()));
+    one_bit_->Compress(one_bit, context.store, context.order.chunks(), args, t,
+                       team);
+    status = context.store.Release(*window);
+  }
+  status.Update(context.store.EndScan());
+  status.Update(CheckSegments(context.params, context.run));
+  return status;
+}
+
+std::span<const std::byte> StepUpdate::RoundOut(std::int32_t round,
+                                                std::int32_t rank) {
+  if (one_bit_ == nullptr) return std::as_bytes(std::span(norms_));
+  return round == 0 ? one_bit_->outgoing(rank) : one_bit_->served(rank);
+}
+
+std::span<std::byte> StepUpdate::RoundIn(std::int32_t round,
+                                         std::int32_t rank) {
+  if (one_bit_ == nullptr) return std::as_writable_bytes(std::span(all_norms_));
+  return round == 0 ? one_bit_->incoming(rank) : one_bit_->gathered();
 }
 
 // Sums on NVMe are brought in unit by unit.
@@ -235,7 +303,16 @@ absl::Status StepUpdate::Update(const StepUpdateContext& context,
   if (one_bit_ != nullptr) return UpdateOneBit(context, args, t, team);
   MakeConstants(context, args, t);
   if (context.optimizer.kind == OptimizerKind::kLamb) {
-    STOWAGE_RETURN_IF_ERROR(FindTrustRatios(context, team));
+    if (context.rounds.Count(t) == 0) {
+      STOWAGE_RETURN_IF_ERROR(MeasureNorms(context, team));
+      STOWAGE_RETURN_IF_ERROR(lamb_->Combine(/*reduce=*/nullptr));
+    } else {
+      STOWAGE_RETURN_IF_ERROR(
+          lamb_->Combine([this](std::span<optim::LambNorms> norms) {
+            std::copy(all_norms_.begin(), all_norms_.end(), norms.begin());
+            return absl::OkStatus();
+          }));
+    }
   }
   for (std::int32_t u = 0; u < context.layout.unit_count(); ++u) {
     chunks_left_[static_cast<std::size_t>(u)].store(

@@ -25,6 +25,7 @@
 #include "server/core/param_segment.h"
 #include "server/core/run_gradients.h"
 #include "server/core/step_ledger.h"
+#include "server/core/step_rounds.h"
 #include "storage/state_store.h"
 
 namespace stowage::core {
@@ -60,8 +61,8 @@ struct StepUpdateContext {
   // pages first and to those who wait for it afterwards. Null: in memory.
   ParamResidency* residency = nullptr;
   std::function<void(const std::vector<LeaseGrant>&)> deliver;
-  // Lamb on several nodes that share each tensor; empty: this node has it all.
-  optim::NormReduction reduce_norms = nullptr;
+  // The run's; Run() is called when those of its step are over.
+  const StepRounds& rounds;
 };
 
 // Reused from step to step, so that a step allocates nothing per unit.
@@ -84,6 +85,22 @@ class StepUpdate {
                                             const ApplyArgs& args,
                                             ComputeTeam& team, bool* touched);
 
+  // Makes what local rank `rank` has to give in a round of the step after
+  // `from`; the results of earlier rounds are in RoundIn(). Changes nothing
+  // that is committed. Requires: as Run(); rounds.Has(round).
+  // Errors: kDataLoss if a segment is broken; the store's.
+  // Blocks: for the work.
+  absl::Status MakeRound(const StepUpdateContext& context,
+                         const storage::CommitRecord& from,
+                         const ApplyArgs& args, std::int32_t round,
+                         std::int32_t rank, ComputeTeam& team);
+  // What was made, and where the others' goes, by round and local rank.
+  std::span<const std::byte> RoundOut(std::int32_t round, std::int32_t rank);
+  std::span<std::byte> RoundIn(std::int32_t round, std::int32_t rank);
+  // What is in RoundIn() now. Errors: kInvalidArgument for numbers that no node
+  //   can have made.
+  absl::Status CheckRoundIn(std::int32_t round, std::int32_t rank);
+
   // Of the last step that was applied; of none if the optimizer has none.
   TrustRatios trust_ratios() const;
   Compression compression() const {
@@ -91,17 +108,13 @@ class StepUpdate {
   }
   // Null unless the job's optimizer is a 1-bit one.
   OneBitUpdate* one_bit() { return one_bit_.get(); }
-  // The number of ranks that the state is made for; 0: any.
-  std::int32_t fixed_ranks() const {
-    return one_bit_ == nullptr ? 0 : one_bit_->ranks();
-  }
 
  private:
   using ChunkWork = std::function<void(std::int64_t position)>;
   void MakeConstants(const StepUpdateContext& context, const ApplyArgs& args,
                      std::int64_t t);
-  absl::Status FindTrustRatios(const StepUpdateContext& context,
-                               ComputeTeam& team);
+  absl::Status MeasureNorms(const StepUpdateContext& context,
+                            ComputeTeam& team);
   absl::Status MeasureWindow(const StepUpdateContext& context,
                              const storage::UpdateWindow& window,
                              ComputeTeam& team);
@@ -135,7 +148,9 @@ class StepUpdate {
   std::unique_ptr<std::atomic<std::int32_t>[]> chunks_left_;  // by unit
   const std::unique_ptr<OneBitUpdate> one_bit_;
   std::unique_ptr<optim::TrustRatioUpdate>
-      lamb_;  // made by the first Lamb step
+      lamb_;                                 // made by the first Lamb step
+  std::vector<optim::LambNorms> norms_;      // this node's, of a round
+  std::vector<optim::LambNorms> all_norms_;  // over all nodes
 
   Mutex mutex_;
   absl::Status unverified_ GUARDED_BY(mutex_);  // the first, of a window

@@ -8,6 +8,7 @@
 #include "common/status_macros.h"
 #include "proto/job_codec.h"
 #include "proto/payload_codec.h"
+#include "proto/round_codec.h"
 
 namespace stowage::rpc {
 namespace {
@@ -33,6 +34,10 @@ absl::Status SessionCalls::Handle(const v1::ClientMessage& message) {
                                proto::DecodeApply(message.apply()));
       return session_.Apply(args);
     }
+    case v1::ClientMessage::kBeginRound:
+      return HandleBeginRound(message.begin_round());
+    case v1::ClientMessage::kRoundResult:
+      return HandleRoundResult(message.round_result());
     case v1::ClientMessage::kPutState:
       STOWAGE_RETURN_IF_ERROR(
           proto::DecodePutState(message.put_state(), &put_));
@@ -105,6 +110,38 @@ absl::Status SessionCalls::HandleReadState(const v1::ReadState& message) {
     if (!send_(std::move(answer))) break;  // Read() will say why
     done += elems;
   }
+  return absl::OkStatus();
+}
+
+absl::Status SessionCalls::HandleBeginRound(const v1::BeginRound& message) {
+  STOWAGE_ASSIGN_OR_RETURN(const proto::BeginRoundArgs args,
+                           proto::DecodeBeginRound(message));
+  STOWAGE_ASSIGN_OR_RETURN(const std::vector<std::byte> out,
+                           session_.BeginRound(args.apply, args.round));
+  constexpr auto kChunk = static_cast<std::size_t>(proto::kPayloadBytesMax);
+  for (std::size_t done = 0; done < out.size(); done += kChunk) {
+    v1::ServerMessage answer;
+    proto::EncodeRoundChunk(
+        {args.apply.step, args.round, static_cast<std::int64_t>(done),
+         static_cast<std::int64_t>(out.size()),
+         std::span(out).subspan(done, std::min(kChunk, out.size() - done))},
+        answer.mutable_round_chunk());
+    if (!send_(std::move(answer))) break;  // Read() will say why
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SessionCalls::HandleRoundResult(const v1::RoundResult& message) {
+  STOWAGE_ASSIGN_OR_RETURN(const proto::RoundPiece piece,
+                           proto::DecodeRoundResult(message));
+  STOWAGE_ASSIGN_OR_RETURN(const bool held,
+                           session_.TakeRound(piece.step, piece.round,
+                                              piece.begin_bytes, piece.data));
+  if (!held) return absl::OkStatus();
+  v1::ServerMessage answer;
+  proto::EncodeRoundHeld({piece.step, piece.round},
+                         answer.mutable_round_held());
+  (void)send_(std::move(answer));  // Read() will say why
   return absl::OkStatus();
 }
 

@@ -42,6 +42,8 @@ class SessionCalls {
  private:
   absl::Status HandlePrepare(const v1::Prepare& message);
   absl::Status HandleReadState(const v1::ReadState& message);
+  absl::Status HandleBeginRound(const v1::BeginRound& message);
+  absl::Status HandleRoundResult(const v1::RoundResult& message);
   absl::Status HandleFetchParams(const v1::FetchParams& message);
   absl::Status HandleAwaitLanded(const v1::AwaitLanded& message);
 
