@@ -10,6 +10,7 @@
 #include "proto/admin_codec.h"
 #include "proto/job_codec.h"
 #include "proto/job_record_codec.h"
+#include "proto/round_codec.h"
 #include "proto/session_codec.h"
 #include "proto/storage_codec.h"
 #include "tests/fuzz/fuzz_input.h"
@@ -112,6 +113,17 @@ void ToServer(int which, const std::string& bytes) {
           bytes, DecodeUnlease,
           [](std::int32_t unit, v1::Unlease* to) { to->set_unit(unit); });
     case 9: {
+      v1::BeginRound begin;
+      if (begin.ParseFromString(bytes)) (void)DecodeBeginRound(begin);
+      v1::RoundResult result;
+      if (result.ParseFromString(bytes)) (void)DecodeRoundResult(result);
+      v1::RoundChunk chunk;
+      if (chunk.ParseFromString(bytes)) (void)DecodeRoundChunk(chunk);
+      v1::RoundHeld held;
+      if (held.ParseFromString(bytes)) (void)DecodeRoundHeld(held);
+      return;
+    }
+    case 10: {
       v1::DropJobRequest message;
       if (message.ParseFromString(bytes)) (void)DecodeDropJob(message);
       return;
@@ -169,12 +181,12 @@ void ToClient(int which, const std::string& bytes) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data,
                                       std::size_t size) {
   stowage::fuzz::Input input(data, size);
-  const int which = input.Below(20);
+  const int which = input.Below(21);
   const std::string bytes = input.Rest();
-  if (which < 11) {
+  if (which < 12) {
     stowage::proto::ToServer(which, bytes);
   } else {
-    stowage::proto::ToClient(which - 11, bytes);
+    stowage::proto::ToClient(which - 12, bytes);
   }
   return 0;
 }

@@ -23,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/unique_fd.h"
+#include "proto/round_codec.h"
 #include "proto/session_codec.h"
 #include "server/core/job_registry.h"
 #include "server/rpc/session_calls.h"
@@ -217,10 +218,15 @@ class Play {
     RunSpec run;
     run.nonce = std::string(16, input_.Below(8) == 0 ? 'b' : 'a');
     run.local_ranks = input_.Below(4) == 0 ? kRanks : 1;
-    run.world_size = run.local_ranks;
+    // Ranks on another node, who never come: rounds have to be made up.
+    run.world_size = run.local_ranks + (input_.Below(3) == 0 ? 1 : 0);
     run.micro_steps = input_.Below(16) == 0 ? 9 : 1 + input_.Below(2);
+    world_size_ = run.world_size;
+    JobSpec spec = Spec("job");
+    spec.optimizer.kind = kind_;
+    if (spec.optimizer.one_bit()) spec.optimizer.freeze_step = 1;
     auto session = TheWorld().registry->Attach(
-        Spec("job"), run, index % run.local_ranks, "pid 1", &rank.observer);
+        spec, run, index % run.local_ranks, "pid 1", &rank.observer);
     if (!session.ok()) return;
     rank.session = *std::move(session);
     rank.calls = std::make_unique<rpc::SessionCalls>(
@@ -234,7 +240,7 @@ class Play {
 
   v1::ClientMessage Message() {
     v1::ClientMessage message;
-    switch (input_.Below(9)) {
+    switch (input_.Below(11)) {
       case 0:
         proto::EncodePutState(
             input_.Below(kUnits), input_.Number(0),
@@ -289,6 +295,22 @@ class Play {
         proto::EncodeLease({.unit = input_.Below(kUnits), .step = step_},
                            message.mutable_lease());
         break;
+      case 8:
+        proto::EncodeBeginRound(UsualApply(input_.Number(step_)),
+                                static_cast<std::int32_t>(input_.Number(0)),
+                                message.mutable_begin_round());
+        break;
+      case 9: {
+        const std::string bytes = input_.Bytes(64);
+        proto::EncodeRoundResult(
+            {.step = input_.Number(step_),
+             .round = static_cast<std::int32_t>(input_.Number(0)),
+             .begin_bytes = input_.Number(0),
+             .total_bytes = 0,
+             .data = std::as_bytes(std::span<const char>(bytes))},
+            message.mutable_round_result());
+        break;
+      }
       default:
         (void)message.ParseFromString(input_.Bytes(512));
     }
@@ -310,7 +332,21 @@ class Play {
       }
     }
     (void)rank.session->Prepare(step_, {});
+    if (input_.Below(4) != 0) MakeUpRounds(rank);
     if (rank.session->Apply(UsualApply(step_)).ok()) ++step_;
+  }
+
+  // As if the other nodes had the same to give.
+  void MakeUpRounds(Rank& rank) {
+    for (std::int32_t round = 0; round < 2; ++round) {
+      auto out = rank.session->BeginRound(UsualApply(step_), round);
+      if (!out.ok()) return;
+      const std::vector<std::byte> once = *out;
+      for (int r = 1; round == 1 && r < world_size_; ++r) {
+        out->insert(out->end(), once.begin(), once.end());
+      }
+      (void)rank.session->TakeRound(step_, round, 0, *out);
+    }
   }
 
   void Call() {
@@ -353,6 +389,10 @@ class Play {
   }
 
   fuzz::Input input_;
+  // Most jobs have Adam.
+  const OptimizerKind kind_ =
+      static_cast<OptimizerKind>(std::max(1, input_.Below(8) - 3));
+  std::int32_t world_size_ = 1;
   std::array<Rank, kRanks> ranks_;
   std::vector<std::unique_ptr<Scribbler>> scribblers_;
   std::int64_t step_ = 0;

@@ -184,7 +184,7 @@ class Hostile {
 
   v1::ClientMessage Message() {
     v1::ClientMessage m;
-    switch (Below(7)) {
+    switch (Below(9)) {
       case 0:
         m.mutable_notice()->set_step(Number(2));
         m.mutable_notice()->set_unit(static_cast<std::int32_t>(Number(2)));
@@ -204,6 +204,16 @@ class Hostile {
         break;
       case 4:
         m.mutable_finish_initialization();
+        break;
+      case 6:
+        m.mutable_begin_round()->mutable_apply()->set_step(Number(2));
+        m.mutable_begin_round()->mutable_apply()->add_groups();
+        m.mutable_begin_round()->set_round(
+            static_cast<std::int32_t>(Number(2)));
+        break;
+      case 7:
+        m.mutable_round_result()->set_step(Number(2));
+        m.mutable_round_result()->set_data(std::string(64, '\x7f'));
         break;
       case 5:
         m.mutable_read_state()->set_kind(v1::STATE_KIND_MASTER);
