@@ -3,6 +3,7 @@ what travels, as counted by the ranks, and the training stays the same."""
 
 import json
 import os
+import subprocess
 import sys
 import unittest
 
@@ -17,6 +18,7 @@ class C10dKeys(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = p.Folder().__enter__()
         cls.cache = {}
+        cls.names = {}
 
     @classmethod
     def tearDownClass(cls):
@@ -26,8 +28,8 @@ class C10dKeys(unittest.TestCase):
         key = json.dumps([stage, ranks, top, zero], sort_keys=True)
         if key in self.cache:
             return self.cache[key]
-        name = f"run{len(self.cache)}"
-        offload = {"offload_optimizer": {"device": "cpu"}}
+        name = self.names.setdefault(key, f"run{len(self.cache)}")
+        offload = {"offload_optimizer": {"device": "cpu"}} if stage else {}
         if stage == 3:
             offload["offload_param"] = {"device": "cpu"}
         config = self.folder.config(
@@ -124,23 +126,78 @@ class C10dKeys(unittest.TestCase):
         self.assertEqual(ahead["gather_bytes"], none["gather_bytes"])
         self.assertEqual(losses, other)
 
+    def volume(self, ranks, **zero):
+        """What rank 0 sent, all steps together: (parameters, gradients)."""
+        traffic, _ = self.run_with(ranks=ranks, **zero)
+        return traffic["gather_bytes"], traffic["reduce_bytes"]
+
     def test_volume_is_three_times_the_parameters(self):
         """ZeRO-3: forward gathers once, backward once, gradients travel once,
-        each (ranks - 1) / ranks of the padded parameters from every rank."""
+        each (ranks - 1) / ranks of the parameters from every rank: to the byte
+        with the padding of units and parts, which gradients do without."""
         for ranks in (2, 3):
-            traffic, _ = self.run_with(
-                stage=3, ranks=ranks, stage3_max_live_parameters=0,
+            sent = sum(self.volume(
+                ranks, stage=3, stage3_max_live_parameters=0,
                 stage3_max_reuse_distance=0, stage3_prefetch_bucket_size=0,
-                stage3_param_persistence_threshold=0)
-            per_step = ((traffic["gather_bytes"] + traffic["reduce_bytes"]) /
-                        STEPS)
-            # TINY: 2 layers of width 64, vocabulary 256, context 32, fp32.
-            params = 256 * 64 + 32 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + \
-                2 * 64 + 256 * 64
-            formula = 3 * params * 4 * (ranks - 1) / ranks
-            print(f"{ranks} ranks: {per_step:.0f} bytes a step and rank, "
-                  f"3 x parameters x (ranks - 1) / ranks = {formula:.0f}")
-            self.assertAlmostEqual(per_step / formula, 1, delta=0.08)
+                stage3_param_persistence_threshold=0))
+            formula = 0
+            for unit in units(width=64, layers=2, context=32):
+                part = up(-(-up(unit, 2048) // ranks), 64)
+                # Two gathers, and its gradient but for rank 0's own part.
+                formula += 4 * (2 * (ranks - 1) * part + unit - part)
+            bare = 3 * 4 * parameters(64, 2, 32) * (ranks - 1) // ranks
+            print(f"{ranks} ranks: {sent // STEPS} bytes a step and rank, "
+                  f"{formula} by the formula, 3 x parameters without padding "
+                  f"{bare}")
+            self.assertEqual(sent, STEPS * formula)
+
+    def test_volume_is_what_the_plan_says(self):
+        """stowctl plan --run: what the ranks' counters have, to the byte, in
+        every stage, and where units stay gathered until backward."""
+        small = {"stage3_max_live_parameters": 60000,
+                 "stage3_prefetch_bucket_size": 20000,
+                 "stage3_param_persistence_threshold": 1000}
+        for ranks, stage, zero in (
+                (2, 0, {}), (3, 1, {}), (2, 2, {}),
+                (3, 2, {"reduce_bucket_size": 20000,
+                        "allgather_bucket_size": 10000}),
+                (3, 2, {"allgather_partitions": False}),
+                (2, 3, {}), (3, 3, {}), (2, 3, small), (3, 3, small),
+                (3, 3, {"stage3_max_reuse_distance": 0})):
+            with self.subTest(ranks=ranks, stage=stage, zero=zero):
+                traffic, _ = self.run_with(stage=stage, ranks=ranks, **zero)
+                key = json.dumps([stage, ranks, None, zero], sort_keys=True)
+                name = self.folder.file(self.names[key])
+                out = subprocess.run(
+                    [f"{p.BIN}/stowctl", "plan", name + ".json", "--run", name,
+                     "--no-calibration", "--json"], capture_output=True,
+                    text=True, timeout=60)
+                self.assertEqual(out.returncode, 0, out.stderr)
+                sent = json.loads(out.stdout)["sent_bytes_per_step"]
+                self.assertEqual(
+                    (traffic["gather_bytes"], traffic["reduce_bytes"]),
+                    (sent["params_first_step"] + (STEPS - 1) * sent["params"],
+                     STEPS * sent["gradients"]))
+
+
+def up(value, multiple):
+    return -(-value // multiple) * multiple
+
+
+def units(width, layers, context, vocabulary=256):
+    """Elements of each unit of stow-train's model, each parameter padded to
+    64; parameters travel with the padding of units to 2048, gradients not."""
+    block = [width, width, 3 * width * width, 3 * width, width * width, width,
+             width, width, 4 * width * width, 4 * width, 4 * width * width,
+             width]
+    shapes = [[vocabulary * width, context * width], *([block] * layers),
+              [width, width, vocabulary * width]]
+    return [sum(up(elems, 64) for elems in shape) for shape in shapes]
+
+
+def parameters(width, layers, context, vocabulary=256):
+    return (2 * vocabulary * width + context * width +
+            layers * (12 * width * width + 13 * width) + 2 * width)
 
 
 if __name__ == "__main__":
