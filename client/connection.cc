@@ -21,6 +21,7 @@ namespace {
 
 // As the server's: see server/rpc/rpc_server.cc.
 constexpr int kWindowBytes = 4 * 1024 * 1024;
+constexpr int kFrameBytes = 1024 * 1024;
 constexpr int kReconnectFirstMs = 50;
 constexpr int kReconnectMaxMs = 500;
 
@@ -44,6 +45,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(
   args.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   args.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kWindowBytes);
+  args.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytes);
   return grpc::CreateCustomChannel(parsed.ToString(),
                                    grpc::InsecureChannelCredentials(), args);
 }

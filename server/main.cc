@@ -1,5 +1,6 @@
 // stowd: starts, says that it is ready, waits for a reason to stop, stops.
 
+#include <malloc.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -18,6 +19,15 @@
 
 namespace stowage {
 namespace {
+
+// Chunks of payload and state come and go by the thousand, 1 MiB each: from the
+// heap, which keeps a few MiB, they cost no fresh pages (a sixth of the time
+// that a remote rank's payload took, 2026-11-25). Larger blocks are rare and go
+// back at once.
+void KeepSmallBlocks() {
+  mallopt(M_MMAP_THRESHOLD, 4 << 20);
+  mallopt(M_TRIM_THRESHOLD, 8 << 20);
+}
 
 std::string RandomId() {
   std::random_device random;
@@ -83,6 +93,7 @@ int Run(const ServerConfig& config) {
 }  // namespace stowage
 
 int main(int argc, char** argv) {
+  stowage::KeepSmallBlocks();
   std::string printed;
   absl::StatusOr<stowage::ServerConfig> config =
       stowage::LoadServerConfig(argc, argv, &printed);

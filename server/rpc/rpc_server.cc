@@ -34,6 +34,9 @@ constexpr int kHandshakeMs = 10000;
 // One stream's receive window: lets puts and reads of state run at copy speed
 // without the extra frames of gRPC's bandwidth probe, which cost latency.
 constexpr int kWindowBytes = 4 * 1024 * 1024;
+// The longest frame that the other side may send: a chunk of payload in one
+// instead of in 64, each with a header and buffers of its own.
+constexpr int kFrameBytes = 1024 * 1024;
 constexpr std::chrono::seconds kHangUpLimit{2};
 
 // gRPC's own lines, in our format; errors only (GRPC_VERBOSITY for more).
@@ -162,6 +165,7 @@ class RpcServerImpl final : public RpcServer {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES,
                                kWindowBytes);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytes);
     builder.AddListeningPort(address, grpc::InsecureServerCredentials(), port);
     builder.RegisterService(&service_);
     builder.RegisterService(&health_);
