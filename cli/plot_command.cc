@@ -3,7 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
+#include <map>
 #include <memory>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -58,6 +62,21 @@ absl::StatusOr<const monitor::SeriesSource*> Choose(
       absl::StrJoin(there, ", "), " files"));
 }
 
+// The folders whose files the curves come from. One run has one, but for wandb,
+// which makes one each time it is started.
+std::set<std::string> FoldersOf(const monitor::SeriesSource& source) {
+  std::set<std::string> folders;
+  for (const std::string& file : source.files) {
+    const std::filesystem::path path(file);
+    const std::string name = path.filename().string();
+    if (source.format != monitor::SeriesFormat::kCsv ||
+        name.ends_with("train_loss.csv") || name.ends_with("loss_scale.csv")) {
+      folders.insert(path.parent_path().string());
+    }
+  }
+  return folders;
+}
+
 void AddData(const char* name, const Points& points, std::string* script) {
   absl::StrAppend(script, "$", name, " << EOD\n");
   for (const auto& [x, y] : points) {
@@ -82,8 +101,9 @@ std::string Script(const Points* loss, const Points* scale,
   std::vector<std::string> curves;
   if (loss != nullptr) {
     script += "set ylabel 'loss'\n";
-    curves.emplace_back(
-        "$loss using 1:2 with lines lw 2 lc rgb '#1f6fb4' title 'loss'");
+    curves.push_back(
+        absl::StrCat("$loss using 1:2 with lines lw 2 lc rgb '#1f6fb4' title '",
+                     scale != nullptr ? "loss (left)" : "loss", "'"));
   }
   if (scale != nullptr && loss != nullptr) {
     // Powers of two on an axis of their own.
@@ -97,7 +117,7 @@ std::string Script(const Points* loss, const Points* scale,
                           least->second / 2, most->second * 4);
     curves.emplace_back(
         "$scale using 1:2 axes x1y2 with steps lw 1.5 lc rgb '#d97a1a' title "
-        "'loss scale'");
+        "'loss scale (right)'");
   } else if (scale != nullptr) {
     script += "set ylabel 'loss scale'\nset logscale y 2\n";
     curves.emplace_back(
@@ -122,6 +142,12 @@ absl::Status Plot(const PlotFlags& flags) {
                            monitor::ReadSeries(flags.folder));
   STOWAGE_ASSIGN_OR_RETURN(const monitor::SeriesSource* source,
                            Choose(flags, sources));
+  const std::set<std::string> folders = FoldersOf(*source);
+  if (folders.size() > 1 && source->format != monitor::SeriesFormat::kWandb) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "plot: ", flags.folder,
+        " holds several runs; name one: ", absl::StrJoin(folders, ", ")));
+  }
   const Points* loss = Find(*source, "train_loss");
   const Points* scale = Find(*source, "loss_scale");
   const std::string picture =
@@ -147,7 +173,7 @@ absl::Status Plot(const PlotFlags& flags) {
   };
   say("loss", loss);
   say("loss scale", scale);
-  absl::PrintF("from       %s (%s)\n", source->files.front(),
+  absl::PrintF("from       %s (%s)\n", absl::StrJoin(folders, ", "),
                monitor::SeriesFormatName(source->format));
   if (!flags.text) absl::PrintF("picture    %s\n", picture);
   return absl::OkStatus();

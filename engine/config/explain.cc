@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "engine/config/config.h"
 #include "engine/config/json_text.h"
+#include "engine/config/schema.h"
 #include "engine/config/text.h"
 
 namespace stowage::engine::config {
@@ -16,6 +18,25 @@ namespace {
 std::string Pad(std::string text, std::size_t width) {
   if (text.size() < width) text.append(width - text.size(), ' ');
   return text;
+}
+
+// What the table says of a value that stands for something else: of "empty: a
+// private server" the latter; empty if it says nothing.
+std::string_view MeaningOf(const ResolvedKey& key) {
+  const Key* row = FindKey(key.path);
+  if (row == nullptr) return "";
+  const std::string_view effect = row->effect;
+  const std::string_view word = key.value == "\"\"" ? "; empty: " : "; 0: ";
+  if (key.value != "\"\"" && key.value != "0") return "";
+  const std::size_t at = effect.find(word);
+  if (at == std::string_view::npos) return "";
+  const std::string_view rest = effect.substr(at + word.size());
+  return rest.substr(0, rest.find(';'));
+}
+
+// A number that is there to be never reached reads better in words.
+std::string Shown(const ResolvedKey& key) {
+  return key.value == std::to_string(INT64_MAX) ? "no limit" : key.value;
 }
 
 // "line 3", "auto: --lr", "default". `file` is the position's part before
@@ -34,8 +55,11 @@ std::string From(const ResolvedKey& key) {
       return Cat("auto: ", key.source);
     case Origin::kTrainer:
       return Cat("trainer: ", key.source);
-    case Origin::kDefault:
-      return key.source.empty() ? "default" : Cat("default: ", key.source);
+    case Origin::kDefault: {
+      const std::string_view meaning =
+          key.source.empty() ? MeaningOf(key) : key.source;
+      return meaning.empty() ? "default" : Cat("default: ", meaning);
+    }
     case Origin::kDerived:
       return Cat("derived: ", key.source);
   }
@@ -62,8 +86,8 @@ std::string Tables(const Resolution& resolution) {
   std::vector<std::string_view> blocks;
   for (const ResolvedKey& key : resolution.keys) {
     name_width = std::max(name_width, NameOf(key.path).size());
-    if (key.value.size() <= 24) {
-      value_width = std::max(value_width, key.value.size());
+    if (Shown(key).size() <= 24) {
+      value_width = std::max(value_width, Shown(key).size());
     }
     const std::string_view block = BlockOf(key.path);
     if (std::find(blocks.begin(), blocks.end(), block) == blocks.end()) {
@@ -77,7 +101,7 @@ std::string Tables(const Resolution& resolution) {
     for (const ResolvedKey& key : resolution.keys) {
       if (BlockOf(key.path) != block) continue;
       Append(&out, "  ", Pad(std::string(NameOf(key.path)), name_width), "  ",
-             Pad(key.value, value_width), "  ", From(key), "\n");
+             Pad(Shown(key), value_width), "  ", From(key), "\n");
     }
   }
   return out;

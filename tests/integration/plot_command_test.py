@@ -61,6 +61,20 @@ class Plot(unittest.TestCase):
         self.assertEqual(said[0], said[1])
         self.assertEqual(said[0], said[2])
 
+    def test_curves_of_two_runs_are_not_mixed(self):
+        both = self.folder.file("both")
+        for name in ("a", "b"):
+            shutil.copytree(self.out, os.path.join(both, name))
+        out = plot(both)
+        self.assertEqual(out.returncode, 2, out.stdout)
+        self.assertIn("several runs", out.stderr)
+        for name in ("a", "b"):
+            self.assertIn(os.path.join(both, name, "csv"), out.stderr)
+        out = plot(os.path.join(both, "a"))
+        self.assertEqual(out.returncode, 0, out.stderr)
+        self.assertIn("from       " + os.path.join(both, "a", "csv"),
+                      out.stdout)
+
     def test_refusals_are_one_line(self):
         for args, words in (([self.folder.file("none")], "no such folder"),
                             ([self.folder.shm], "csv_monitor"),

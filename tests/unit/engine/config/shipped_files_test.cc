@@ -141,6 +141,11 @@ TEST(ShippedFiles, ExplainAsTextAndJson) {
   const std::string text = ExplainText(*resolution);
   EXPECT_NE(text.find("\noptimizer.params\n  lr "), std::string::npos) << text;
   EXPECT_NE(text.find("auto: --lr"), std::string::npos);
+  // Values that stand for something else say what.
+  EXPECT_NE(text.find("default: a private server\n"), std::string::npos);
+  EXPECT_NE(text.find("default: one a core\n"), std::string::npos);
+  EXPECT_NE(text.find("  no limit "), std::string::npos);
+  EXPECT_EQ(text.find(std::to_string(INT64_MAX)), std::string::npos);
   EXPECT_NE(text.find("\nwarnings\n  zero_optimization.reduce_bucket_size"),
             std::string::npos);
   const auto json = ParseJson(ExplainJson(*resolution), "explain");
