@@ -93,7 +93,7 @@ void Say(const char* what) {
 void CalibrateKernels(const CalibrationRequest& request, Cache& cache,
                       forecast::Machine* machine) {
   const std::string key =
-      absl::StrCat(MachineName(), "|kernels|", request.server_threads);
+      absl::StrCat(MachineName(), "|memory|", request.server_threads);
   const Json* cached = request.again ? nullptr : cache.Find(key);
   forecast::KernelCeilings kernels;
   if (cached == nullptr) {
@@ -103,38 +103,36 @@ void CalibrateKernels(const CalibrationRequest& request, Cache& cache,
                     {"isa", kernels.isa},
                     {"adam", kernels.adam_bytes_per_second},
                     {"norm", kernels.norm_bytes_per_second},
-                    {"copy", kernels.copy_bytes_per_second}});
+                    {"copy", kernels.copy_bytes_per_second},
+                    {"fresh", kernels.fresh_bytes_per_second}});
   } else {
     kernels = {cached->value("threads", 1), cached->value("isa", std::string()),
-               cached->value("adam", 1e9), cached->value("norm", 1e9),
-               cached->value("copy", 1e9)};
+               cached->value("adam", 1e9),  cached->value("norm", 1e9),
+               cached->value("copy", 1e9),  cached->value("fresh", 1e9)};
   }
   machine->kernels = kernels;
 }
 
 // The cost of the asked depth from that of one and of three blocks.
-forecast::RankCompute Extrapolate(const Json& measured, std::int64_t layers,
-                                  std::int64_t element_bytes) {
+forecast::RankCompute Extrapolate(const Json& measured, std::int64_t layers) {
   const Json& one = measured.at("one_block");
   const Json& three = measured.at("three_blocks");
-  const auto at_depth = [&](double a, double b) {
-    const double block = std::max(0.0, (b - a) / 2);
-    return a + block * static_cast<double>(layers - 1);
+  const auto of_block = [&](const char* key) {
+    return std::max(
+        0.0, (three.at(key).get<double>() - one.at(key).get<double>()) / 2);
   };
   const auto seconds = [&](const char* key) {
-    return at_depth(one.at(key).get<double>(), three.at(key).get<double>());
-  };
-  // Parameters and gradients are not the process's own in Stowage.
-  const auto process = [&](const Json& depth) {
-    return depth.at("anonymous_bytes").get<double>() -
-           2.0 * static_cast<double>(element_bytes) *
-               depth.at("parameters").get<double>();
+    return one.at(key).get<double>() +
+           of_block(key) * static_cast<double>(layers - 1);
   };
   forecast::RankCompute compute;
   compute.forward_seconds = seconds("forward_seconds");
   compute.backward_seconds = seconds("backward_seconds");
-  compute.process_bytes =
-      static_cast<std::int64_t>(at_depth(process(one), process(three)));
+  // What more blocks save is known to the byte; from the process's size, which
+  // the allocator rounds, every block would take a share of its whims.
+  compute.process_bytes = static_cast<std::int64_t>(
+      three.at("anonymous_bytes").get<double>() +
+      of_block("saved_bytes") * static_cast<double>(layers - 3));
   return compute;
 }
 
@@ -151,7 +149,7 @@ void CalibrateCompute(const CalibrationRequest& request, Cache& cache,
       "--ranks",       absl::StrCat(request.ranks),
       "--threads",     absl::StrCat(request.threads_per_rank)};
   const std::string key =
-      absl::StrCat(MachineName(), "|compute|", absl::StrJoin(arguments, " "));
+      absl::StrCat(MachineName(), "|rank|", absl::StrJoin(arguments, " "));
   Json measured;
   if (const Json* cached = request.again ? nullptr : cache.Find(key);
       cached != nullptr) {
@@ -177,8 +175,7 @@ void CalibrateCompute(const CalibrationRequest& request, Cache& cache,
     cache.Put(key, measured);
   }
   try {
-    machine->compute = Extrapolate(measured, request.shape.layers,
-                                   DtypeBytes(request.precision));
+    machine->compute = Extrapolate(measured, request.shape.layers);
   } catch (const Json::exception& error) {
     notes->push_back(absl::StrCat("no step time: ", CachePath(),
                                   " is damaged, --recalibrate mends it (",
@@ -211,7 +208,8 @@ void CalibrateDisk(const CalibrationRequest& request, Cache& cache,
       continue;
     }
     devices.push_back(status.st_dev);
-    const std::string key = absl::StrCat(MachineName(), "|disk|", folder);
+    const std::string key =
+        absl::StrCat(MachineName(), "|disk of written files|", folder);
     forecast::DiskCeilings disk;
     if (const Json* cached = request.again ? nullptr : cache.Find(key);
         cached != nullptr) {

@@ -133,6 +133,10 @@ absl::Status Plan(const PlanFlags& flags, const TrainerFlags& trainer) {
   }
   forecast::Workload& workload = screen.workload;
   workload.config = std::move(resolution.config);
+  if (screen.reality && screen.reality->sent_params >= 0) {
+    // By a flag of the run, or by what it found.
+    workload.config.stowage.exchange = config::ExchangeKind::kC10d;
+  }
   workload.local_ranks = static_cast<std::int32_t>(workload.config.world_size);
   STOWAGE_ASSIGN_OR_RETURN(workload.layout,
                            Layout::Create(forecast::GptLayout(

@@ -29,6 +29,11 @@ struct RunReality {
   std::int64_t disk_bytes = -1;
   std::int64_t disk_read_per_step = -1;
   std::int64_t disk_written_per_step = -1;
+  std::int64_t server_bytes = -1;  // resident, segments included
+  // Of rank 0 in the whole run; negative: nothing was sent to other ranks.
+  std::int64_t sent_params = -1;
+  std::int64_t sent_gradients = -1;
+  std::int64_t steps = 0;
 };
 
 // `path`: the file, or its folder. Errors: kInvalidArgument.

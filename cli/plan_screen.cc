@@ -26,6 +26,10 @@ std::string Millions(std::int64_t count) {
   return absl::StrFormat("%.2f M", static_cast<double>(count) / 1e6);
 }
 
+std::string Count(std::int64_t count, const char* what) {
+  return absl::StrCat(count, " ", what, count == 1 ? "" : "s");
+}
+
 void Line(const char* where, const std::string& what, const std::string& value,
           const std::string& remark, std::string* out) {
   absl::StrAppendFormat(out, "  %-6s %-38s %12s%s%s\n", where, what, value,
@@ -43,11 +47,10 @@ void Memory(const PlanScreen& screen, std::string* out) {
          "shared segment, which ranks read", out);
     Line("", "gradients", HumanBytes(f.server_gradients), "shared segments",
          out);
-    Line("", "the program", HumanBytes(f.server_own), "", out);
+    Line("", "the program itself", HumanBytes(f.server_own), "", out);
   }
   const std::string times =
-      absl::StrCat("x ", screen.workload.local_ranks,
-                   screen.workload.local_ranks == 1 ? " rank" : " ranks");
+      absl::StrCat("x ", Count(screen.workload.local_ranks, "rank"));
   if (f.rank_private >= 0) {
     Line("rank", "process, with all below", HumanBytes(f.rank_private), times,
          out);
@@ -62,13 +65,18 @@ void Memory(const PlanScreen& screen, std::string* out) {
     Line("", "gathered at most", HumanBytes(f.rank_gathered),
          "read in place, no memory of its own", out);
   }
-  Line("", "optimizer state", HumanBytes(f.rank_state), "", out);
-  Line("all", "", HumanBytes(f.node_memory),
-       screen.machine.memory_bytes > 0
-           ? absl::StrCat("of ", HumanBytes(screen.machine.memory_bytes),
-                          " available")
-           : "",
-       out);
+  if (f.rank_state > 0) {
+    Line("", "its part of the state", HumanBytes(f.rank_state), "", out);
+  }
+  std::string remark;
+  if (screen.machine.memory_bytes > 0) {
+    remark = absl::StrCat("of ", HumanBytes(screen.machine.memory_bytes),
+                          " available");
+  }
+  if (f.rank_private < 0) {
+    absl::StrAppend(&remark, remark.empty() ? "" : "; ", "without activations");
+  }
+  Line("all", "", HumanBytes(f.node_memory), remark, out);
 }
 
 void Disk(const PlanScreen& screen, std::string* out) {
@@ -95,7 +103,7 @@ void Disk(const PlanScreen& screen, std::string* out) {
 
 void Time(const PlanScreen& screen, std::string* out) {
   const forecast::Forecast& f = screen.forecast;
-  *out += "\nA step\n";
+  *out += "\nOne step\n";
   const char* where = "moves";
   for (const forecast::Amount& amount : f.moved) {
     Line(where, amount.what, HumanBytes(amount.bytes), "", out);
@@ -128,7 +136,7 @@ void Beside(const char* what, double predicted, double real, bool bytes,
   } else {
     off = predicted == 0 ? "+0.0 %" : "";
   }
-  absl::StrAppendFormat(out, "  %-34s %12s %12s %10s\n", what, show(predicted),
+  absl::StrAppendFormat(out, "  %-36s %12s %12s %10s\n", what, show(predicted),
                         show(real), off);
 }
 
@@ -142,15 +150,19 @@ void Reality(const PlanScreen& screen, std::string* out) {
   const auto number = [](std::int64_t value) {
     return static_cast<double>(value);
   };
-  absl::StrAppendFormat(out, "\n%-36s %12s %12s %10s\n",
+  absl::StrAppendFormat(out, "\n%-38s %12s %12s %10s\n",
                         "Prediction beside that run", "predicted", "was",
                         "off by");
-  Beside("stowd: state", number(f.server_state), number(run.state_bytes), true,
-         out);
-  Beside("stowd: parameters", number(f.server_params), number(run.param_bytes),
-         true, out);
-  Beside("stowd: gradients", number(f.server_gradients),
-         number(run.gradient_bytes), true, out);
+  if (f.server_own > 0) {
+    Beside("stowd: state", number(f.server_state), number(run.state_bytes),
+           true, out);
+    Beside("stowd: parameters", number(f.server_params),
+           number(run.param_bytes), true, out);
+    Beside("stowd: gradients", number(f.server_gradients),
+           number(run.gradient_bytes), true, out);
+    Beside("stowd: all of it", number(f.server_bytes()),
+           number(run.server_bytes), true, out);
+  }
   Beside("rank: process", number(f.rank_private),
          number(run.rank_private_bytes), true, out);
   if (f.disk_space > 0) {
@@ -160,6 +172,15 @@ void Reality(const PlanScreen& screen, std::string* out) {
            number(run.disk_read_per_step), true, out);
     Beside("disk: written in a step", number(f.disk_written),
            number(run.disk_written_per_step), true, out);
+  }
+  if (f.traffic && run.steps > 0) {
+    // The first step sends more: it learns the order in which units are used.
+    const auto steps = static_cast<double>(run.steps);
+    Beside("sent by a rank in a step: parameters",
+           number(f.traffic->params_of(run.steps)) / steps,
+           number(run.sent_params) / steps, true, out);
+    Beside("sent by a rank in a step: gradients", number(f.traffic->gradients),
+           number(run.sent_gradients) / steps, true, out);
   }
   // Phases are not set beside each other: a run's forward contains its waiting
   // for parameters, the plan's does not.
@@ -182,12 +203,12 @@ std::string PlanText(const PlanScreen& screen) {
       std::string(DtypeName(config.precision)));
   absl::StrAppendFormat(
       &out,
-      "  job    stage %d, ranks %d, threads of each %d; samples %d x %d each, "
-      "%d "
-      "a step\n",
-      config.zero_optimization.stage, config.world_size,
-      screen.workload.threads_per_rank, config.train_micro_batch_size_per_gpu,
-      config.gradient_accumulation_steps, config.train_batch_size);
+      "  job    stage %d on %s of %s; micro batch %d, accumulation %d: %d "
+      "samples a step\n",
+      config.zero_optimization.stage, Count(config.world_size, "rank"),
+      Count(screen.workload.threads_per_rank, "thread"),
+      config.train_micro_batch_size_per_gpu, config.gradient_accumulation_steps,
+      config.train_batch_size);
   Memory(screen, &out);
   Disk(screen, &out);
   Time(screen, &out);
@@ -215,6 +236,12 @@ std::string PlanJson(const PlanScreen& screen) {
   const auto known = [](double value) -> Json {
     return value < 0 ? Json() : Json(value);
   };
+  Json sent;
+  if (f.traffic) {
+    sent = {{"params_first_step", f.traffic->params_first},
+            {"params", f.traffic->params},
+            {"gradients", f.traffic->gradients}};
+  }
   Json json = {{"model",
                 {{"layers", screen.shape.layers},
                  {"width", screen.shape.width},
@@ -236,6 +263,7 @@ std::string PlanJson(const PlanScreen& screen) {
                  {"written_per_step", f.disk_written},
                  {"written_per_day", known(f.wear_bytes_per_day)}}},
                {"moved_bytes_per_step", moved},
+               {"sent_bytes_per_step", std::move(sent)},
                {"step_seconds",
                 {{"forward", known(f.forward)},
                  {"backward", known(f.backward)},
@@ -250,7 +278,11 @@ std::string PlanJson(const PlanScreen& screen) {
                    {"param_bytes", screen.reality->param_bytes},
                    {"gradient_bytes", screen.reality->gradient_bytes},
                    {"rank_private_bytes", screen.reality->rank_private_bytes},
-                   {"disk_bytes", screen.reality->disk_bytes}};
+                   {"disk_bytes", screen.reality->disk_bytes},
+                   {"server_bytes", screen.reality->server_bytes},
+                   {"steps", screen.reality->steps},
+                   {"sent_params", screen.reality->sent_params},
+                   {"sent_gradients", screen.reality->sent_gradients}};
   }
   return json.dump(2) + "\n";
 }
@@ -283,6 +315,13 @@ absl::StatusOr<RunReality> ReadRun(const std::string& path) {
     run.state_bytes = server.at("state_bytes");
     run.param_bytes = server.at("param_bytes");
     run.gradient_bytes = server.at("gradient_bytes");
+    run.server_bytes = server.at("rss_bytes");
+    run.steps = json.at("steps");
+    if (const Json& exchange = json.at("exchange");
+        exchange.at("name") == "c10d") {
+      run.sent_params = exchange.at("gather_bytes");
+      run.sent_gradients = exchange.at("reduce_bytes");
+    }
     const Json& rank = json.at("rank");
     run.rank_private_bytes = rank.at("private_bytes");
     run.rank_threads = rank.at("threads");

@@ -38,24 +38,30 @@ double SecondsSince(Clock::time_point begin) {
 // Zeroed memory on huge pages where there are any, as the server's.
 class Block {
  public:
-  explicit Block(std::int64_t bytes) : bytes_(static_cast<std::size_t>(bytes)) {
-    data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    STOWAGE_CHECK(data_ != MAP_FAILED);
-    madvise(data_, bytes_, MADV_HUGEPAGE);
-    std::memset(data_, 0, bytes_);
+  explicit Block(std::int64_t bytes)
+      : bytes_(static_cast<std::size_t>(bytes) + kHugePage) {
+    mapped_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    STOWAGE_CHECK(mapped_ != MAP_FAILED);
+    const std::size_t off =
+        reinterpret_cast<std::uintptr_t>(mapped_) % kHugePage;
+    data_ = static_cast<char*>(mapped_) + (off == 0 ? 0 : kHugePage - off);
+    madvise(data_, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
+    std::memset(data_, 0, static_cast<std::size_t>(bytes));
   }
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
-  ~Block() { munmap(data_, bytes_); }
+  ~Block() { munmap(mapped_, bytes_); }
   template <typename T>
   T* as() const {
-    return static_cast<T*>(data_);
+    return reinterpret_cast<T*>(data_);
   }
 
  private:
+  static constexpr std::size_t kHugePage = std::size_t{2} << 20;
   std::size_t bytes_;
-  void* data_ = nullptr;
+  void* mapped_ = nullptr;
+  char* data_ = nullptr;
 };
 
 // Seconds of one pass over kElems by all threads, chunk by chunk as the
@@ -93,17 +99,19 @@ double Move(int fd, bool write, std::int64_t span, double seconds,
             std::atomic<int>* error) {
   std::atomic<std::int64_t> next{0};
   std::atomic<std::int64_t> moved{0};
+  // All threads' blocks together, so that they are huge pages: pieces of a
+  // block that lie apart cost the disk a descriptor each.
+  const Block blocks(kDiskThreads * kBlockBytes);
   const auto begin = Clock::now();
   {
     std::vector<std::jthread> threads;
     for (int i = 0; i < kDiskThreads; ++i) {
-      threads.emplace_back([&] {
-        const Block block(kBlockBytes);
+      threads.emplace_back([&, i] {
+        char* const block = blocks.as<char>() + i * kBlockBytes;
         while (SecondsSince(begin) < seconds && *error == 0) {
           const std::int64_t at = next.fetch_add(kBlockBytes) % span;
-          const ssize_t done =
-              write ? pwrite(fd, block.as<char>(), kBlockBytes, at)
-                    : pread(fd, block.as<char>(), kBlockBytes, at);
+          const ssize_t done = write ? pwrite(fd, block, kBlockBytes, at)
+                                     : pread(fd, block, kBlockBytes, at);
           if (done != kBlockBytes) {
             *error = done < 0 ? errno : EIO;
             return;
@@ -117,6 +125,22 @@ double Move(int fd, bool write, std::int64_t span, double seconds,
 }
 
 }  // namespace
+
+// The best of some passes over 32 MiB.
+double FreshPages() {
+  constexpr std::size_t kBytes = std::size_t{32} << 20;
+  double best = 1e300;
+  for (int i = 0; i < 3; ++i) {
+    void* const memory = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    STOWAGE_CHECK(memory != MAP_FAILED);
+    const auto begin = Clock::now();
+    std::memset(memory, 1, kBytes);
+    best = std::min(best, SecondsSince(begin));
+    munmap(memory, kBytes);
+  }
+  return static_cast<double>(kBytes) / best;
+}
 
 KernelCeilings MeasureKernels(int threads, double seconds) {
   if (threads <= 0) {
@@ -168,6 +192,7 @@ KernelCeilings MeasureKernels(int threads, double seconds) {
   ceilings.adam_bytes_per_second = 28 * elems / adam;
   ceilings.norm_bytes_per_second = 2 * elems / norm;
   ceilings.copy_bytes_per_second = 4 * elems / copying;
+  ceilings.fresh_bytes_per_second = FreshPages();
   return ceilings;
 }
 
@@ -193,23 +218,31 @@ absl::StatusOr<DiskCeilings> MeasureDisk(const std::string& folder,
         absl::StrCat("reserve ", kFileBytes, " bytes in ", folder), full);
   }
   std::atomic<int> error{0};
+  // A store writes where it has written before; the first write of a block
+  // costs the file system several times as much.
+  std::int64_t span = 0;
+  {
+    const Block block(kBlockBytes);
+    const auto begin = Clock::now();
+    while (span < kFileBytes && SecondsSince(begin) < seconds / 4) {
+      if (pwrite(fd.get(), block.as<char>(), kBlockBytes, span) !=
+          kBlockBytes) {
+        return ErrnoStatus(absl::StrCat("write in ", folder), errno);
+      }
+      span += kBlockBytes;
+    }
+  }
   DiskCeilings ceilings;
-  const auto begin = Clock::now();
   ceilings.write_bytes_per_second =
-      Move(fd.get(), true, kFileBytes, seconds / 3, &error);
-  // Reads come from what was written, not from holes.
-  const auto written = static_cast<std::int64_t>(
-      ceilings.write_bytes_per_second * SecondsSince(begin));
-  const std::int64_t span =
-      std::clamp(written / kBlockBytes * kBlockBytes, kBlockBytes, kFileBytes);
+      Move(fd.get(), true, span, seconds / 4, &error);
   ceilings.read_bytes_per_second =
-      Move(fd.get(), false, span, seconds / 3, &error);
+      Move(fd.get(), false, span, seconds / 4, &error);
   double reading = 0;
   double writing = 0;
   {
     const std::jthread reader(
-        [&] { reading = Move(fd.get(), false, span, seconds / 3, &error); });
-    writing = Move(fd.get(), true, span, seconds / 3, &error);
+        [&] { reading = Move(fd.get(), false, span, seconds / 4, &error); });
+    writing = Move(fd.get(), true, span, seconds / 4, &error);
   }
   if (error != 0) {
     return ErrnoStatus(absl::StrCat("move a block in ", folder), error);

@@ -21,6 +21,8 @@ struct KernelCeilings {
   double adam_bytes_per_second = 0;
   double norm_bytes_per_second = 0;
   double copy_bytes_per_second = 0;
+  // One thread writing to pages that it has not had yet, of 4 KiB.
+  double fresh_bytes_per_second = 0;
 };
 
 // `threads` 0: one a core. Needs 288 MiB of memory.

@@ -21,9 +21,6 @@ namespace config = engine::config;
 
 // stowd's default of --kept-slots-max.
 constexpr std::int32_t kKeptSlotsMax = 6;
-// An idle stowd has 10 MiB (2026-11-24); a job's sessions and layout add
-// little.
-constexpr std::int64_t kServerProcessBytes = std::int64_t{12} << 20;
 // Of a rank: client, configuration, coordinator, monitors (2026-11-25, 10 M and
 // 85 M parameters: measured rank less stow-calibrate's process).
 constexpr std::int64_t kRankOwnBytes = std::int64_t{8} << 20;
@@ -31,6 +28,10 @@ constexpr std::int64_t kRankOwnBytes = std::int64_t{8} << 20;
 // notice, a version word); DESIGN's transport figures on two busy cores.
 constexpr double kStepSeconds = 0.5e-3;
 constexpr double kUnitSeconds = 40e-6;
+// Of one core, for a byte read from or written to disk: its checksum, and the
+// calls (tools/bench --nvme --only aio, 2026-11-25: 0.092 s/GB read, 0.099
+// written).
+constexpr double kDiskCpuSecondsPerByte = 0.1e-9;
 constexpr double kSecondsPerDay = 86400;
 constexpr std::int64_t kStateBytes = 12;  // master and two moments
 
@@ -88,7 +89,7 @@ class Prediction {
     forecast_.server_state = plan_.need.state_bytes + plan_.need.one_bit_bytes;
     forecast_.server_params = plan_.need.param_bytes;
     forecast_.server_gradients = plan_.need.run_bytes();
-    forecast_.server_own = kServerProcessBytes;
+    forecast_.server_own = core::kServerOwnBytes;
     on_disk_ = job.storage.on_nvme();
     if (on_disk_) {
       forecast_.disk_space = storage::NvmeSpaceBytes(layout_, plan_.store);
@@ -109,8 +110,9 @@ class Prediction {
       // Written once after the update, read for every use that does not find
       // them in memory: Belady keeps the share that fits.
       const std::int64_t missing = all - std::min(plan_.param_limit_bytes, all);
+      leased_read_ = 2 * micros_ * missing;
       forecast_.disk_written += all;
-      forecast_.disk_read += 2 * micros_ * missing;
+      forecast_.disk_read += leased_read_;
     } else if (plan_.store.params && power) {
       forecast_.disk_written += all;
     }
@@ -155,14 +157,11 @@ class Prediction {
       forecast_.rank_params = all;
     }
     if (machine_.compute && machine_.compute->process_bytes >= 0) {
-      forecast_.rank_private =
-          machine_.compute->process_bytes + kRankOwnBytes +
-          forecast_.rank_params + forecast_.rank_state +
-          layout_.unit_elems_max() * width_;  // a unit's gradients in passing
+      forecast_.rank_private = machine_.compute->process_bytes + kRankOwnBytes +
+                               forecast_.rank_params + forecast_.rank_state;
     }
     forecast_.node_memory =
-        forecast_.server_state + forecast_.server_params +
-        forecast_.server_gradients + forecast_.server_own +
+        forecast_.server_bytes() +
         ranks_ * (forecast_.rank_private >= 0
                       ? forecast_.rank_private
                       : forecast_.rank_params + forecast_.rank_state);
@@ -189,7 +188,8 @@ class Prediction {
     SendBytes();
   }
 
-  // What a rank sends to the others (docs/distributed.md, "Volume").
+  // What rank 0 sends to the others (docs/distributed.md, "Volume"); a 1-bit
+  // optimizer trains at stage 0 only.
   void SendBytes() {
     const config::Config& config = workload_.config;
     const std::int64_t world = config.world_size;
@@ -200,22 +200,24 @@ class Prediction {
     const auto add = [&](const std::string& what, std::int64_t bytes) {
       if (bytes == 0) return;
       forecast_.moved.push_back(
-          {"sent by a rank: " + what, bytes / world * (world - 1)});
+          {absl::StrCat("sent by a rank: ", what), bytes});
     };
-    const std::int64_t all = layout_.total_elems();
-    const std::int64_t trained =
-        layout_.state_elems() * DtypeBytes(config.communication_data_type);
-    if (zero_.stage == 3) add("parameters", 2 * micros_ * all * width_);
-    if (zero_.stage == 1 || zero_.stage == 2) add("parameters", all * width_);
-    const std::int64_t reduced =
-        trained * (zero_.stage >= 2 ? micros_ : 1) *
-        (zero_.stage == 0 || !zero_.reduce_scatter ? 2 : 1);
     if (!config::IsOneBit(config.optimizer.type)) {
-      add("gradients", reduced);
+      const RankTraffic traffic =
+          TrafficOf(config, layout_, /*rank=*/0,
+                    plan_.params_leased ? plan_.leased_elems_max : 0);
+      add("parameters", traffic.params);
+      add("gradients", traffic.gradients);
+      forecast_.traffic = traffic;
       return;
     }
+    const auto of_all = [world](std::int64_t bytes) {
+      return bytes / world * (world - 1);
+    };
     const auto freeze = config.optimizer.freeze_step;
-    add(absl::StrCat("gradients, to step ", freeze), reduced);
+    add(absl::StrCat("gradients, to step ", freeze),
+        of_all(2 * layout_.state_elems() *
+               DtypeBytes(config.communication_data_type)));
     // Two messages: a bit an element, a scale a buffer and rank.
     // OneBitLamb sends one buffer.
     const auto tensors =
@@ -223,7 +225,7 @@ class Prediction {
             ? std::int64_t{1}
             : static_cast<std::int64_t>(layout_.TrainableParams().size());
     add(absl::StrCat("signs, from step ", freeze + 1),
-        2 * (layout_.trainable_count() / 8 + tensors * 4 * world));
+        of_all(2 * (layout_.trainable_count() / 8 + tensors * 4 * world)));
   }
 
   std::int64_t AdamBytes() const {
@@ -251,9 +253,9 @@ class Prediction {
     const auto bytes = [](std::int64_t value) {
       return static_cast<double>(value);
     };
+    // The ranks' copies into the segments are in their backward.
     const double landing =
         bytes(slots() * params() * width_) / kernels.norm_bytes_per_second +
-        bytes(slots() * 2 * params() * width_) / kernels.copy_bytes_per_second +
         (plan_.slots.ring
              ? bytes(slots() * 8 * params()) / kernels.copy_bytes_per_second
              : 0.0);
@@ -267,12 +269,21 @@ class Prediction {
         kUnitSeconds * micros * static_cast<double>(layout_.unit_count());
     double exposed = share * (landing + update) + refresh + calls;
     if (on_disk_ && machine_.disk) {
-      const double disk = bytes(forecast_.disk_read + forecast_.disk_written) /
-                          machine_.disk->mixed_bytes_per_second;
+      const double moved = bytes(forecast_.disk_read + forecast_.disk_written);
+      const double disk = moved / machine_.disk->mixed_bytes_per_second;
       // The update and its disk run while the next forward waits for it unit by
-      // unit: the longer of the two counts.
-      const double first_forward = compute.forward_seconds + share * update;
-      exposed += std::max(0.0, disk - first_forward);
+      // unit: the longer of the two counts, and the last unit's forward.
+      const double forward = compute.forward_seconds + share * update;
+      exposed += std::max(
+          0.0, disk - forward +
+                   compute.forward_seconds /
+                       static_cast<double>(std::max(1, layout_.unit_count())));
+      // Disk work takes cores from the ranks, and parameters that are given
+      // back and fetched again come to fresh pages.
+      exposed += share *
+                 (moved * kDiskCpuSecondsPerByte +
+                  bytes(leased_read_) / kernels.fresh_bytes_per_second) /
+                 std::max(1, machine_.cores);
     } else if (on_disk_) {
       forecast_.notes.emplace_back(
           "the disk is not in the step time: it was not measured");
@@ -357,6 +368,7 @@ class Prediction {
   const std::int64_t width_;
   bool offloaded_ = false;
   bool on_disk_ = false;
+  std::int64_t leased_read_ = 0;  // parameters fetched from disk in a step
   core::MemoryPlan plan_;
   Forecast forecast_;
 };

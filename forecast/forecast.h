@@ -20,13 +20,15 @@
 #include "common/layout.h"
 #include "engine/config/config.h"
 #include "forecast/ceilings.h"
+#include "forecast/rank_traffic.h"
 
 namespace stowage::forecast {
 
 // One rank's compute at the job's shape, all ranks of the node at once.
 struct RankCompute {
-  double forward_seconds = 0;   // of one micro step
-  double backward_seconds = 0;  // of one micro step
+  double forward_seconds = 0;  // of one micro step
+  // Of one micro step, gradients copied into segments.
+  double backward_seconds = 0;
   // Private memory of the process with everything but parameters, their
   // gradients and Stowage itself; negative: not measured.
   std::int64_t process_bytes = -1;
@@ -65,12 +67,18 @@ struct Forecast {
   std::int64_t rank_state = 0;     // not offloaded
   std::int64_t rank_private = -1;  // whole process; negative: not known
   std::int64_t node_memory = 0;    // all of it on this node
+  std::int64_t server_bytes() const {
+    return server_state + server_params + server_gradients + server_own;
+  }
   // --- Disk.
   std::int64_t disk_space = 0;
   std::int64_t disk_read = 0;     // a step
   std::int64_t disk_written = 0;  // a step
   // --- Bytes moved in a step, by what moves them.
   std::vector<Amount> moved;
+  // What rank 0 sends to the others; absent where nothing is, and for 1-bit
+  // optimizers, whose bytes depend on the step.
+  std::optional<RankTraffic> traffic;
   // --- Seconds of a step. Negative: not known.
   double forward = -1;
   double backward = -1;

@@ -2,14 +2,18 @@
 // ranks of the node at once, for `stowctl plan`.
 //
 // The model of stow-train without ZeRO, as shallow as it goes (1 and 3 blocks):
-// what a block costs follows from the difference, and with it any depth. Prints
-// one JSON object; ends within --seconds.
+// what a block costs follows from the difference, and with it any depth. Its
+// parameters lie in shared memory, and each gradient is copied there and
+// dropped, so that the process does and holds what a rank does whose parameters
+// and gradients are in segments. Prints one JSON object; ends within --seconds.
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <malloc.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +21,7 @@
 #include <chrono>
 #include <cstdio>
 #include <fstream>
+#include <memory>
 #include <new>
 #include <string>
 #include <vector>
@@ -49,9 +54,38 @@ struct Options {
 struct Measured {
   double forward = 0;
   double backward = 0;
-  std::int64_t anonymous_bytes = 0;  // with parameters and gradients
-  std::int64_t parameters = 0;
+  std::int64_t anonymous_bytes = 0;  // the most that the process had
+  // What a forward leaves for its backward: exact, where the former has what
+  // the allocator keeps beside it.
+  std::int64_t saved_bytes = 0;
 };
+
+// A tensor that is no private memory; never unmapped.
+at::Tensor SharedLike(const at::Tensor& tensor) {
+  void* const memory = mmap(nullptr, tensor.nbytes(), PROT_READ | PROT_WRITE,
+                            MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  return at::from_blob(memory, tensor.sizes(), tensor.options());
+}
+
+// As the engine's, which copies the gradient into a segment.
+class TakeGradient final : public torch::autograd::PostAccumulateGradHook {
+ public:
+  explicit TakeGradient(const at::Tensor& parameter)
+      : segment_(SharedLike(parameter)) {}
+  void operator()(const torch::autograd::Variable& tensor) override {
+    segment_.copy_(tensor.grad());
+    tensor.mutable_grad().reset();
+  }
+
+ private:
+  at::Tensor segment_;
+};
+
+std::int64_t HeapBytes() {
+  const struct mallinfo2 info = mallinfo2();
+  return static_cast<std::int64_t>(info.uordblks + info.hblkhd);
+}
 
 // Shared by the ranks: they start each depth together.
 struct Board {
@@ -85,8 +119,12 @@ Measured Measure(const Options& options, int depth, double seconds) {
   Measured measured;
   for (const auto& [name, module] : builder.modules()) {
     for (at::Tensor& parameter : module->parameters()) {
-      parameter.set_data(parameter.detach().to(dtype));
-      measured.parameters += parameter.numel();
+      const at::Tensor value = parameter.detach().to(dtype);
+      at::Tensor shared = SharedLike(value);
+      shared.copy_(value);
+      parameter.set_data(shared);
+      torch::autograd::impl::set_post_acc_grad_hooks(
+          parameter, std::make_unique<TakeGradient>(shared));
     }
   }
   engine::ReturnFreeMemory();
@@ -99,19 +137,16 @@ Measured Measure(const Options& options, int depth, double seconds) {
     return std::chrono::duration<double>(Clock::now() - from).count();
   };
   for (int pass = 0; pass < 3 || since(begin) < seconds; ++pass) {
+    const std::int64_t heap_bytes = HeapBytes();
     const auto start = Clock::now();
     const at::Tensor loss = Loss(model(tokens), tokens);
     const double forward_seconds = since(start);
+    measured.saved_bytes = HeapBytes() - heap_bytes;
     const auto middle = Clock::now();
     loss.backward();
     if (pass > 0) {  // the first wakes caches and threads
       forward.push_back(forward_seconds);
       backward.push_back(since(middle));
-    }
-    for (const auto& [name, module] : builder.modules()) {
-      for (at::Tensor& parameter : module->parameters()) {
-        parameter.mutable_grad().reset();
-      }
     }
   }
   measured.forward = Median(forward);
@@ -177,9 +212,9 @@ int Run(const Options& options) {
                          const char* separator) {
     std::printf(
         "  \"%s\": {\"forward_seconds\": %.9f, \"backward_seconds\": %.9f, "
-        "\"anonymous_bytes\": %lld, \"parameters\": %lld}%s\n",
+        "\"anonymous_bytes\": %lld, \"saved_bytes\": %lld}%s\n",
         name, m.forward, m.backward, static_cast<long long>(m.anonymous_bytes),
-        static_cast<long long>(m.parameters), separator);
+        static_cast<long long>(m.saved_bytes), separator);
   };
   std::printf("{\n");
   print("one_block", MedianOf(*board, 0, options.ranks), ",");

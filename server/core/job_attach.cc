@@ -154,7 +154,9 @@ absl::StatusOr<std::shared_ptr<SessionState>> Job::Attach(
   epoch_ = run_->epoch;
   run_->step = committed_.step;
   state_bytes_ = store_->pinned_bytes() + plan_.need.one_bit_bytes;
-  param_bytes_ = params_->bytes();
+  // Of a leased segment only so much is ever in memory.
+  param_bytes_ =
+      plan_.params_leased ? plan_.need.param_bytes : params_->bytes();
   // A run that never finished its initialization left nothing that counts.
   if (!initialized_) {
     coverage_.assign(static_cast<std::size_t>(layout_.unit_count()), {});

@@ -49,7 +49,7 @@ constexpr char kNvme3[] =
 Machine Measured() {
   Machine machine;
   machine.cores = 2;
-  machine.kernels = KernelCeilings{2, "avx2", 40e9, 30e9, 20e9};
+  machine.kernels = KernelCeilings{2, "avx2", 40e9, 30e9, 20e9, 4e9};
   machine.compute = RankCompute{0.05, 0.1, std::int64_t{100} << 20};
   machine.disk = DiskCeilings{1e9, 1e9, 1e9};
   return machine;
@@ -227,6 +227,7 @@ TEST(Ceilings, KernelsAreMeasured) {
   EXPECT_GT(ceilings.adam_bytes_per_second, 1e8);
   EXPECT_GT(ceilings.norm_bytes_per_second, 1e8);
   EXPECT_GT(ceilings.copy_bytes_per_second, 1e8);
+  EXPECT_GT(ceilings.fresh_bytes_per_second, 1e7);
 }
 
 TEST(Ceilings, AFolderThatIsNotThereIsAnError) {
