@@ -131,6 +131,41 @@ def training_claims(section):
     return out
 
 
+def remote_claims(section):
+    entry = section.get("ours", {}).get("rounds")
+    out = []
+    for way, what in (("send", "gradients to the server"), ("fetch", "parameters from it")):
+        spread = [entry[0][way]["ours_over_plain"][k] for k in ("min", "median", "max")] if entry else None
+        out.append(claim(f"remote rank, {what}: GB/s, ours / a plain gRPC stream of the same chunks",
+                         spread, ">=", 0.9, "x"))
+    return out
+
+
+def exchange_claims(section):
+    out = []
+    for model, entry in section.items():
+        def ms(side, entry=entry):
+            return figures(entry.get(side), lambda r: r["step_ms"]["median"])
+
+        def volume(of, entry=entry):
+            return figures(entry.get("volume"), lambda r: r["counted"] / of(r))
+
+        out.append(claim(f"exchange {model}: DeepSpeed / c10d, time of a step, both over Gloo",
+                         ratio(ms("deepspeed"), ms("c10d")), ">=", 2.0, "x"))
+        out.append(claim(f"exchange {model}: c10d / segments, time of a step",
+                         ratio(ms("c10d"), ms("segments")), "", None, "x"))
+        # Equal to the byte, or the formula is wrong.
+        spread = volume(lambda r: r["formula"])
+        same = claim(f"exchange {model}: bytes a rank sends in a step of ZeRO-3, counted / formula",
+                     spread, "=", 1, "x")
+        same["met"] = None if spread is None else all(v == 1 for v in spread)
+        out.append(same)
+        # 2 ranks: each sends half of 3 x parameters, of 2 bytes.
+        out.append(claim(f"exchange {model}: counted / 3 x parameters, not padded",
+                         volume(lambda r: 3 * r["parameters"] * 2 / 2), "", None, "x"))
+    return out
+
+
 def memory_claims(section):
     def growth(side):
         small = figures(section.get(f"{side} 25M"), lambda r: r["peak_bytes"])
@@ -157,5 +192,7 @@ PARAMETERS_MORE = gpt_parameters(12, 768) - gpt_parameters(8, 512)
 def evaluate(sections) -> list:
     return (kernel_claims(sections.get("kernel", {})) + chain_claims(sections.get("chain", {})) +
             service_claims(sections.get("service", {})) +
+            remote_claims(sections.get("remote", {})) +
             training_claims(sections.get("training", {})) +
+            exchange_claims(sections.get("exchange", {})) +
             memory_claims(sections.get("memory", {})))

@@ -66,6 +66,24 @@ def table(result) -> str:
                 values = claims.figures(entry.get(side), lambda r: r["step_ms"]["median"])
                 cells.append(spread(values) if values else "not measured")
             lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    exchange = result["sections"].get("exchange")
+    if exchange:
+        lines += ["", "Milliseconds a step by exchange (min / median / max over rounds), the same job:", "",
+                  "| model | segments | c10d, Gloo | DeepSpeed 0.19.8, Gloo |", "|---|---|---|---|"]
+        for model, entry in exchange.items():
+            cells = [claims.figures(entry.get(side), lambda r: r["step_ms"]["median"])
+                     for side in ("segments", "c10d", "deepspeed")]
+            lines.append(f"| {model} | " + " | ".join(
+                spread(values) if values else "not measured" for values in cells) + " |")
+    remote = result["sections"].get("remote", {}).get("ours", {}).get("rounds")
+    if remote:
+        lines += ["", f"Payload of a rank without shared memory, GB/s (min / median / max over rounds), "
+                  f"{remote[0]['bytes'] >> 20} MiB in chunks of {remote[0]['chunk_bytes'] >> 10} KiB over "
+                  "a Unix socket:", "", "| | ours | a plain gRPC stream |", "|---|---|---|"]
+        for way, what in (("send", "gradients to the server"), ("fetch", "parameters from it")):
+            lines.append(f"| {what} | " + " | ".join(
+                " / ".join(number(remote[0][way][side][k], 3) for k in ("min", "median", "max"))
+                for side in ("ours_gb_s", "plain_gb_s")) + " |")
     reasons = list(not_measured(result["sections"], ""))
     if reasons:
         lines += ["", "Not measured:", ""] + [f"- {r}" for r in reasons]

@@ -19,7 +19,7 @@ import sides
 from sides import Length, Model, Unavailable
 
 MODELS = [Model("25M", 8, 512, 1), Model("85M", 12, 768, 1), Model("25M micro batch 4", 8, 512, 4)]
-SECTIONS = ["kernel", "chain", "service", "training", "memory"]
+SECTIONS = ["kernel", "chain", "service", "remote", "training", "exchange", "memory"]
 TRAINING_SIDES = ["ours", "plain", "deepspeed", "deepspeed_tuned_malloc", "fsdp2"]
 SIZES = {"64M": 64 << 20, "1M": 1 << 20}
 
@@ -108,6 +108,34 @@ def training(options) -> dict:
         if options.side:
             programs = {name: run for name, run in programs.items() if name in options.side}
         out[model.name] = rounds_of(f"training {model.name}", programs, options.rounds)
+    return out
+
+
+def remote(options) -> dict:
+    """Its rounds, each with both sides, are its own."""
+    return rounds_of("remote", {"ours": lambda: sides.remote_payload(
+        2 if options.quick else 7)}, 1)
+
+
+def exchange(options) -> dict:
+    """Ranks that gather and reduce among themselves: the same job through segments, with c10d over
+    Gloo, and DeepSpeed over Gloo."""
+    out = {}
+    for model in MODELS[:2]:
+        if options.model and model.name not in options.model:
+            continue
+        big = model.width > 512
+        ours = Length(2, 4) if options.quick else Length(6, 10 if big else 20)
+        slow = Length(1, 3) if options.quick else Length(3, 6 if big else 12)
+        data, wide = options.data, options.wide
+        programs = {
+            "segments": lambda: sides.ours_training(model, ours, data, wide, "segments"),
+            "c10d": lambda: sides.ours_training(model, ours, data, wide, "c10d"),
+            "deepspeed": lambda: sides.peer_training("train_deepspeed.py", model, slow, data, wide),
+        }
+        out[model.name] = rounds_of(f"exchange {model.name}", programs, options.rounds)
+        out[model.name].update(rounds_of(f"exchange {model.name}", {
+            "volume": lambda: sides.exchange_volume(model, data, wide)}, 1))
     return out
 
 

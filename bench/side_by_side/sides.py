@@ -123,20 +123,46 @@ def training_flags(model: Model) -> list:
             "--context", model.context, "--micro-batch", model.micro_batch, "--ranks", 2]
 
 
-def stow_train_command(model: Model, length: Length, data, out) -> list:
-    return [BUILD / "bin" / "stow-train", "--config", ROOT / "configs" / "stage3_test.json",
-            "--data", data, "--out", out, "--precision", "bf16", "--max-grad-norm", 1,
-            "--lr", 3e-4, "--steps", length.warmup + length.steps, "--sample-bytes", 0,
+STAGE3 = ROOT / "configs" / "stage3_test.json"
+
+
+def stow_train_command(model: Model, length: Length, data, out, config=STAGE3) -> list:
+    return [BUILD / "bin" / "stow-train", "--config", config, "--data", data, "--out", out,
+            "--precision", "bf16", "--max-grad-norm", 1, "--lr", 3e-4,
+            "--steps", length.warmup + length.steps, "--sample-bytes", 0,
             "--no-weights", "--log-level", "error", *training_flags(model)]
 
 
-def ours_training(model: Model, length: Length, data, wide: bool) -> dict:
+def ours_training(model: Model, length: Length, data, wide: bool, exchange: str = "auto") -> dict:
     with tempfile.TemporaryDirectory(prefix="stowage-bench-") as out:
-        run(stow_train_command(model, length, data, out), training_environment(wide))
+        run(stow_train_command(model, length, data, out) + ["--exchange", exchange],
+            training_environment(wide))
         with open(f"{out}/summary.json") as f:
             summary = json.load(f)
     return {k: summary.get(k) for k in ("step_ms", "phases_ms", "parameters", "first_loss",
-                                        "final_loss", "server")}
+                                        "final_loss", "server", "exchange")}
+
+
+def exchange_volume(model: Model, data, wide: bool) -> dict:
+    """Bytes that rank 0 sent in a step of ZeRO-3 with nothing kept gathered between forward and
+    backward, as its counters have them, beside what `stowctl plan` makes of the layout."""
+    steps = 4
+    with tempfile.TemporaryDirectory(prefix="stowage-bench-") as out:
+        config = json.loads(STAGE3.read_text())
+        config["zero_optimization"].update(
+            stage3_max_live_parameters=0, stage3_max_reuse_distance=0,
+            stage3_prefetch_bucket_size=0, stage3_param_persistence_threshold=0)
+        path = pathlib.Path(out) / "config.json"
+        path.write_text(json.dumps(config))
+        run(stow_train_command(model, Length(0, steps), data, out, path) + ["--exchange", "c10d"],
+            training_environment(wide))
+        plan = json.loads(run([BUILD / "bin" / "stowctl", "plan", path, "--run", out, "--lr", 3e-4,
+                               "--no-calibration", "--json"]))
+    counted, sent = plan["run"], plan["sent_bytes_per_step"]
+    return {"parameters": plan["model"]["parameters"],
+            "counted": (counted["sent_params"] + counted["sent_gradients"]) / steps,
+            "formula": (sent["params_first_step"] + (steps - 1) * sent["params"]) / steps +
+                       sent["gradients"]}
 
 
 def training_environment(wide: bool) -> dict:
@@ -153,6 +179,14 @@ def peer_arguments(model: Model, length: Length, data, wide: bool, malloc: str) 
 def peer_training(script: str, model: Model, length: Length, data, wide: bool,
                   malloc: str = "default") -> dict:
     return peer(script, *peer_arguments(model, length, data, wide, malloc))
+
+
+def remote_payload(rounds: int) -> dict:
+    """A rank without shared memory against a plain gRPC stream, in turns."""
+    program = BUILD / "bench" / "remote_bench"
+    if not program.exists():
+        raise Unavailable("build/release/bench/remote_bench does not exist")
+    return json.loads(run(["env", f"STOWAGE_STOWD={BUILD}/bin/stowd", program, "--rounds", rounds]))
 
 
 def memory_of(side: str, model: Model, length: Length, data, wide: bool) -> dict:
