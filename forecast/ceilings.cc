@@ -105,6 +105,7 @@ double Move(int fd, bool write, std::int64_t span, double seconds,
   const auto begin = Clock::now();
   {
     std::vector<std::jthread> threads;
+    threads.reserve(kDiskThreads);
     for (int i = 0; i < kDiskThreads; ++i) {
       threads.emplace_back([&, i] {
         char* const block = blocks.as<char>() + i * kBlockBytes;
@@ -200,8 +201,9 @@ absl::StatusOr<DiskCeilings> MeasureDisk(const std::string& folder,
                                          double seconds) {
   std::string path = absl::StrCat(folder, "/stowage-plan-XXXXXX");
   const UniqueFd made(mkostemp(path.data(), O_CLOEXEC));
-  if (!made.valid())
+  if (!made.valid()) {
     return ErrnoStatus(absl::StrCat("make a file in ", folder));
+  }
   const auto direct = [&](int flags) {
     return UniqueFd(open(path.c_str(), flags | O_DIRECT | O_CLOEXEC));
   };

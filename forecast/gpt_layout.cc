@@ -18,13 +18,13 @@ constexpr std::int32_t kNoDecay = 1;
 
 UnitSpec Unit(
     const std::string& name,
-    std::vector<std::pair<const char*, std::vector<std::int64_t>>> params) {
+    const std::vector<std::pair<const char*, std::vector<std::int64_t>>>&
+        params) {
   UnitSpec unit;
   unit.name = name;
-  for (auto& [param, dimensions] : params) {
+  for (const auto& [param, dimensions] : params) {
     const std::int32_t group = dimensions.size() >= 2 ? kDecay : kNoDecay;
-    unit.params.push_back(
-        {absl::StrCat(name, ".", param), std::move(dimensions), group});
+    unit.params.push_back({absl::StrCat(name, ".", param), dimensions, group});
   }
   return unit;
 }
