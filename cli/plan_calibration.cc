@@ -30,7 +30,7 @@ constexpr double kKernelSeconds = 2;
 constexpr double kComputeSeconds = 12;
 constexpr double kDiskSeconds = 3;
 // Older figures are measured again: machines change.
-constexpr std::int64_t kKeepSeconds = 30 * 86400;
+constexpr std::int64_t kKeepSeconds = std::int64_t{30} * 86400;
 
 std::string CachePath() {
   std::string folder = Environment("XDG_CACHE_HOME");

@@ -108,6 +108,20 @@ config::TrainerValues ValuesOf(const TrainerFlags& flags,
   return values;
 }
 
+// What there is; how fast it is comes from Calibrate().
+forecast::Machine ThisMachine(int cores, const config::Config& settings,
+                              const std::vector<std::string>& folders) {
+  forecast::Machine machine;
+  machine.cores = cores;
+  machine.memory_bytes = AvailableMemory();
+  const std::string& shm = settings.stowage.shm_dir;
+  machine.segment_bytes = FreeBytes(shm.empty() ? "/dev/shm" : shm);
+  for (const std::string& folder : folders) {
+    machine.disk_free_bytes += FreeBytes(folder);
+  }
+  return machine;
+}
+
 absl::Status Plan(const PlanFlags& flags, const TrainerFlags& trainer) {
   PlanScreen screen;
   screen.file = flags.file;
@@ -150,14 +164,7 @@ absl::Status Plan(const PlanFlags& flags, const TrainerFlags& trainer) {
   if (flags.rank_threads > 0) workload.threads_per_rank = flags.rank_threads;
   const std::vector<std::string> folders =
       config::ToStorageSpec(workload.config, workload.local_ranks).nvme_paths;
-  forecast::Machine& machine = screen.machine;
-  machine.cores = cores;
-  machine.memory_bytes = AvailableMemory();
-  const std::string& shm = workload.config.stowage.shm_dir;
-  machine.segment_bytes = FreeBytes(shm.empty() ? "/dev/shm" : shm);
-  for (const std::string& folder : folders) {
-    machine.disk_free_bytes += FreeBytes(folder);
-  }
+  screen.machine = ThisMachine(cores, workload.config, folders);
   if (!flags.no_calibration) {
     CalibrationRequest request;
     request.shape = screen.shape;
@@ -169,10 +176,10 @@ absl::Status Plan(const PlanFlags& flags, const TrainerFlags& trainer) {
         static_cast<int>(workload.config.stowage.server_threads);
     request.disk_folders = folders;
     request.again = flags.recalibrate;
-    Calibrate(request, &machine, &screen.notes);
+    Calibrate(request, &screen.machine, &screen.notes);
   }
   STOWAGE_ASSIGN_OR_RETURN(screen.forecast,
-                           forecast::Predict(workload, machine));
+                           forecast::Predict(workload, screen.machine));
   if (flags.parameters > 0) {
     screen.notes.push_back(absl::StrFormat(
         "%d parameters are taken as a GPT of %d layers of width %d",

@@ -288,6 +288,11 @@ class Prediction {
       forecast_.notes.emplace_back(
           "the disk is not in the step time: it was not measured");
     }
+    if (forecast_.traffic) {
+      forecast_.notes.emplace_back(
+          "what ranks send each other is not in the step time: how fast it "
+          "travels was not measured");
+    }
     forecast_.optimizer_exposed = exposed;
     forecast_.step = forecast_.forward + forecast_.backward + exposed;
     if (forecast_.disk_written > 0) {
