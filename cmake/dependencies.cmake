@@ -55,19 +55,7 @@ if(STOWAGE_WITH_ENGINE)
       "-Wl,-rpath,${dir}" "-Wl,-rpath-link,${dir}")
   endforeach()
   add_library(stowage::torch ALIAS stowage_torch)
-  # The wheel's CUDA half and the toolkit's runtime and NCCL.
-  if(STOWAGE_WITH_CUDA)
-    find_package(CUDAToolkit REQUIRED)
-    find_path(STOWAGE_NCCL_INCLUDE nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS} REQUIRED)
-    find_library(STOWAGE_NCCL nccl HINTS ${CUDAToolkit_LIBRARY_DIR} REQUIRED)
-    add_library(stowage_torch_cuda INTERFACE)
-    target_compile_definitions(stowage_torch_cuda INTERFACE USE_C10D_NCCL)
-    target_include_directories(stowage_torch_cuda SYSTEM INTERFACE
-      ${STOWAGE_NCCL_INCLUDE})
-    target_link_libraries(stowage_torch_cuda INTERFACE stowage_torch torch_cuda
-      c10_cuda CUDA::cudart ${STOWAGE_NCCL})
-    add_library(stowage::torch_cuda ALIAS stowage_torch_cuda)
-  endif()
+  include(cuda)
 endif()
 
 find_program(STOWAGE_CCACHE ccache)

@@ -262,7 +262,16 @@ absl::Status Engine::ViewParams(
   const absl::StatusOr<std::span<const std::byte>> data =
       exchange_->Fetch(unit, step_);
   if (!data.ok()) return Explain(data.status());
-  const absl::Status viewed = view(*data);
+  absl::Status viewed;
+  if (device_ == nullptr) {
+    viewed = view(*data);
+  } else {
+    std::vector<std::byte> host(data->size());
+    absl::StatusOr<std::unique_ptr<DeviceCopy>> copy = device_->CopyOut(
+        host.data(), data->data(), static_cast<std::int64_t>(host.size()));
+    viewed = copy.ok() ? (*copy)->Wait() : copy.status();
+    if (viewed.ok()) viewed = view(host);
+  }
   exchange_->Release(unit);
   return viewed;
 }

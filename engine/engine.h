@@ -39,6 +39,8 @@
 #include "client/offload_client.h"
 #include "client/private_server.h"
 #include "engine/config/config.h"
+#include "engine/device/device.h"
+#include "engine/device/torch_device.h"
 #include "engine/exchange/exchange.h"
 #include "engine/exchange/node_alignment.h"
 #include "engine/exchange/rendezvous.h"
@@ -68,6 +70,8 @@ struct EngineOptions {
                          // else a private stowd
   std::string job;       // empty: stowage.job of the file, else a fresh name
   std::string exchange;  // empty: as the file says; auto, segments or c10d
+  // What the ranks compute on; OpenDevice() says what it may be.
+  std::string device = "cpu";
   std::uint64_t seed = 0;
   std::vector<GroupOptions> groups{1};
   // Index in `groups` for a trainable parameter. Absent: 0.
@@ -194,6 +198,12 @@ class Engine {
   // No server: all state is on the ranks.
   bool has_server() const { return needs_server_; }
   const Exchange& exchange() const { return *exchange_; }
+  // Where the model's inputs are to be.
+  at::Device device() const { return TorchDevice(device_.get()); }
+  // "cpu", or what Device::name() says.
+  std::string_view device_name() const {
+    return device_ == nullptr ? "cpu" : device_->name();
+  }
   // Why the exchange is what it is, in words.
   const std::string& exchange_reason() const { return exchange_reason_; }
   // Shows the unit's parameters as ranks compute with them (a flat buffer in
@@ -238,9 +248,12 @@ class Engine {
                    const std::function<torch::nn::Module*()>& make);
   absl::Status Connect();
   absl::Status AddStorageArguments(std::vector<std::string>& arguments) const;
+  absl::Status ChooseDevice();
   absl::Status ChooseExchange();
   absl::Status MakeExchange();
   absl::Status MakeC10dExchange();
+  // Stage 3, parameters not offloaded: a rank's part of them stays with it.
+  bool KeepsShards() const;
   std::unique_ptr<ShardStore> MakeServerShards(const OptimizerSpec& optimizer,
                                                plan::NodePart node,
                                                Collectives* group);
@@ -270,6 +283,7 @@ class Engine {
   void Report(const StepResult& result);
 
   EngineOptions options_;
+  std::unique_ptr<Device> device_;  // null: the host
   std::unique_ptr<Rendezvous> rendezvous_;
   std::unique_ptr<client::PrivateServer> private_server_;
   bool private_server_known_ = false;

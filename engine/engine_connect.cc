@@ -69,6 +69,27 @@ std::unique_ptr<ShardStore> MakeRankShards(const Layout* layout,
 
 }  // namespace
 
+absl::Status Engine::ChooseDevice() {
+  absl::StatusOr<std::unique_ptr<Device>> opened =
+      OpenDevice(options_.device, options_.launch.local_rank);
+  if (absl::IsUnavailable(opened.status()) ||
+      absl::IsFailedPrecondition(opened.status())) {
+    // Not the server's fault, as these are elsewhere at the start.
+    return absl::InvalidArgumentError(
+        absl::StrCat("--device ", options_.device, ": ",
+                     std::string(opened.status().message())));
+  }
+  STOWAGE_ASSIGN_OR_RETURN(device_, std::move(opened));
+  if (device_ != nullptr && device_->cuda_index() >= 0 &&
+      config::IsOneBit(config().optimizer.type)) {
+    return absl::UnimplementedError(absl::StrCat(
+        "optimizer.type \"", config::OptimizerTypeName(config().optimizer.type),
+        "\" packs signs in the host's memory, which NCCL does not move; take "
+        "--device cpu"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Engine::ChooseExchange() {
   const config::Config& config = this->config();
   std::string asked = options_.exchange;
@@ -82,6 +103,9 @@ absl::Status Engine::ChooseExchange() {
   const LaunchInfo& launch = options_.launch;
   needs_server_ = config::OffloadsOptimizer(config);
   std::string why_not = config::WhyNotSegments(config);
+  if (why_not.empty() && device_ != nullptr) {
+    why_not = absl::StrCat("ranks compute on ", std::string(device_->name()));
+  }
   if (why_not.empty() && launch.world_size != launch.local_world_size) {
     why_not = absl::StrCat(
         "ranks are on ", launch.world_size / launch.local_world_size, " hosts");
@@ -256,15 +280,20 @@ absl::Status Engine::MakeExchange() {
   return absl::OkStatus();
 }
 
+bool Engine::KeepsShards() const {
+  const config::ZeroOptimization& zero = config().zero_optimization;
+  return zero.stage == 3 &&
+         zero.offload_param.device == config::OffloadDevice::kNone;
+}
+
 // State in the node's server.
 std::unique_ptr<ShardStore> Engine::MakeServerShards(
     const OptimizerSpec& optimizer, plan::NodePart node, Collectives* group) {
-  const config::ZeroOptimization& zero = config().zero_optimization;
   const LaunchInfo& launch = options_.launch;
   const auto micro_steps =
       static_cast<std::int32_t>(config().gradient_accumulation_steps);
-  const bool keep_params = zero.stage == 3 && zero.offload_param.device ==
-                                                  config::OffloadDevice::kNone;
+  // On a device it is the exchange that keeps them, and there.
+  const bool keep_params = KeepsShards() && device_ == nullptr;
   const SpreadPlace place{.group = group,
                           .local_rank = launch.rank - group_first_,
                           .spread = group_ranks_ != launch.world_size};
@@ -295,8 +324,11 @@ absl::Status Engine::MakeC10dExchange() {
                              std::pair{&parts.reduces, "reduces"}}) {
     STOWAGE_ASSIGN_OR_RETURN(
         *group,
-        Collectives::Create(Collectives::Backend::kGloo, *rendezvous_, name,
-                            launch.rank, launch.world_size, ExchangeTimeout()));
+        Collectives::Create(device_ != nullptr && device_->cuda_index() >= 0
+                                ? Collectives::Backend::kNccl
+                                : Collectives::Backend::kGloo,
+                            *rendezvous_, name, launch.rank, launch.world_size,
+                            ExchangeTimeout()));
   }
   JobSpec job = MakeJobSpec();
   if (needs_server_) {
@@ -344,6 +376,8 @@ absl::Status Engine::MakeC10dExchange() {
   options.all_gather = zero.allgather_partitions;
   options.verdict_ranks = needs_server_ ? group_ranks_ : 1;
   options.replicated = replicated;
+  options.device = device_.get();
+  options.keep_shards = KeepsShards() && device_ != nullptr;
   options.initial_share =
       needs_server_
           ? Exchange::InitialShare{launch.rank - group_first_, group_ranks_}

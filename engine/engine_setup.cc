@@ -33,6 +33,7 @@ std::uint64_t Mix(std::uint64_t value) {
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
   std::unique_ptr<Engine> engine(new Engine(std::move(options)));
   STOWAGE_RETURN_IF_ERROR(config::CheckSupported(engine->config()));
+  STOWAGE_RETURN_IF_ERROR(engine->ChooseDevice());
   STOWAGE_RETURN_IF_ERROR(engine->ChooseExchange());
   STOWAGE_RETURN_IF_ERROR(engine->MakeSchedule());
   STOWAGE_RETURN_IF_ERROR(engine->Connect());
@@ -222,6 +223,7 @@ absl::Status Engine::Start() {
                {"server", needs_server_ ? server_address_ : "none"},
                {"exchange", std::string(exchange_->name())},
                {"because", exchange_reason_},
+               {"device", std::string(device_name())},
                {"payload", !needs_server_ ? "none"
                            : info.remote  ? "over the stream, in chunks"
                                           : "through segments"},

@@ -32,21 +32,31 @@ C10dExchange::C10dExchange(const C10dOptions& options, const Layout* layout,
       store_(std::move(parts.store)),
       part_(plan->parts() == 1 ? 0 : gather_group_->rank()),
       width_(DtypeBytes(layout->param_dtype())),
+      ops_(BufferOps::Make(options.device)),
+      pool_(options.device, BufferPool::Use::kCopyIn),
       gathers_(static_cast<std::size_t>(layout->unit_count())),
       reducer_(options.reduce, layout, plan, part_, reduce_group_.get(),
-               store_.get()) {}
+               store_.get(), options.device) {
+  if (options.device == nullptr) return;
+  device_shards_ = std::make_unique<DeviceShards>(
+      DeviceShards::Options{
+          .part = part_, .width_bytes = width_, .keep = options.keep_shards},
+      options.device, store_.get(), plan);
+}
 
 // ---------------------------------------------------------------------------
 // Parameters
 
-void C10dExchange::Queue(std::int32_t unit, std::int64_t step) {
+absl::Status C10dExchange::Queue(std::int32_t unit, std::int64_t step) {
   Gather& gather = At(unit);
   STOWAGE_CHECK(gather.buffer.empty());
-  gather.buffer = pool_.Take(plan_->gathered_elems(unit) * width_);
+  STOWAGE_ASSIGN_OR_RETURN(gather.buffer,
+                           pool_.Take(plan_->gathered_elems(unit) * width_));
   gather.step = step;
   gather.queued = true;
   gather.done = false;
   queue_.push_back(unit);
+  return absl::OkStatus();
 }
 
 absl::Status C10dExchange::Launch(std::int32_t until) {
@@ -61,17 +71,49 @@ absl::Status C10dExchange::Launch(std::int32_t until) {
   return absl::OkStatus();
 }
 
-absl::Status C10dExchange::LaunchOne(std::int32_t unit) {
+std::unique_ptr<DeviceScope> C10dExchange::EnterCopyIn() const {
+  return options_.device == nullptr
+             ? nullptr
+             : options_.device->Enter(CopyDirection::kIn);
+}
+
+absl::Status C10dExchange::ReleaseShard(std::int32_t unit) {
+  if (device_shards_ != nullptr) return device_shards_->Release(unit);
+  store_->ReleaseShard(unit);
+  return absl::OkStatus();
+}
+
+absl::Status C10dExchange::LaunchLone(std::int32_t unit) {
   Gather& gather = At(unit);
-  STOWAGE_ASSIGN_OR_RETURN(const std::span<const std::byte> shard,
-                           store_->AcquireShard(unit, gather.step));
-  gather.queued = false;
-  if (plan_->parts() == 1) {
-    std::memcpy(gather.buffer.data(), shard.data(), shard.size());
-    store_->ReleaseShard(unit);
-    gather.done = true;
+  if (device_shards_ != nullptr && !options_.keep_shards) {
+    // Complete() makes the compute stream wait for it.
+    STOWAGE_RETURN_IF_ERROR(
+        device_shards_->AcquireInto(unit, gather.step, gather.buffer));
+    gather.queued = false;
     return absl::OkStatus();
   }
+  STOWAGE_ASSIGN_OR_RETURN(const std::span<const std::byte> shard,
+                           device_shards_ != nullptr
+                               ? device_shards_->Acquire(unit, gather.step)
+                               : store_->AcquireShard(unit, gather.step));
+  gather.queued = false;
+  // A kept shard stays, and the compute stream must wait for it.
+  if (device_shards_ != nullptr) STOWAGE_RETURN_IF_ERROR(ReleaseShard(unit));
+  STOWAGE_RETURN_IF_ERROR(ops_->Copy(gather.buffer.data(), shard.data(),
+                                     static_cast<std::int64_t>(shard.size())));
+  if (device_shards_ == nullptr) store_->ReleaseShard(unit);
+  gather.done = true;
+  return absl::OkStatus();
+}
+
+absl::Status C10dExchange::LaunchOne(std::int32_t unit) {
+  if (plan_->parts() == 1) return LaunchLone(unit);
+  Gather& gather = At(unit);
+  STOWAGE_ASSIGN_OR_RETURN(const std::span<const std::byte> shard,
+                           device_shards_ != nullptr
+                               ? device_shards_->Acquire(unit, gather.step)
+                               : store_->AcquireShard(unit, gather.step));
+  gather.queued = false;
   for (const plan::ElemRange& range :
        plan::CutPieces(plan_->part_elems(unit),
                        options_.gather_bucket_elems / plan_->parts())) {
@@ -93,8 +135,12 @@ absl::Status C10dExchange::LaunchPiece(std::int32_t unit,
       begin < shard.size() ? std::min(bytes, shard.size() - begin) : 0;
   if (!options_.all_gather) {
     // In place: this rank's piece is copied there, the others' arrive.
-    std::memcpy(gather.buffer.data() + part_ * part_bytes + begin,
-                shard.data() + begin, held);
+    const std::unique_ptr<DeviceScope> scope = EnterCopyIn();
+    if (held > 0) {
+      STOWAGE_RETURN_IF_ERROR(
+          ops_->Copy(gather.buffer.data() + part_ * part_bytes + begin,
+                     shard.data() + begin, static_cast<std::int64_t>(held)));
+    }
     for (std::int32_t root = 0; root < plan_->parts(); ++root) {
       const plan::ElemRange of_root = plan_->Shard(unit, root);
       const auto root_bytes = static_cast<std::size_t>(
@@ -117,18 +163,22 @@ absl::Status C10dExchange::LaunchPiece(std::int32_t unit,
   std::span<const std::byte> mine =
       shard.subspan(std::min(begin, shard.size()), held);
   if (held < bytes) {
-    // The last ranks' shards are shorter: what they send is as long.
-    piece.mine = pool_.Take(static_cast<std::int64_t>(bytes));
-    std::memcpy(piece.mine.data(), mine.data(), held);
+    // The last ranks' shards are shorter: what they send is as long. (On a
+    // device DeviceShards has done so.)
+    STOWAGE_ASSIGN_OR_RETURN(piece.mine,
+                             pool_.Take(static_cast<std::int64_t>(bytes)));
+    if (held > 0) std::memcpy(piece.mine.data(), mine.data(), held);
     std::memset(piece.mine.data() + held, 0, bytes - held);
     mine = piece.mine;
   }
   std::span<std::byte> target = gather.buffer;
   if (piece.in_part.elems() < plan_->part_elems(unit)) {
-    piece.staged =
-        pool_.Take(static_cast<std::int64_t>(bytes) * plan_->parts());
+    STOWAGE_ASSIGN_OR_RETURN(
+        piece.staged,
+        pool_.Take(static_cast<std::int64_t>(bytes) * plan_->parts()));
     target = piece.staged;
   }
+  const std::unique_ptr<DeviceScope> scope = EnterCopyIn();
   STOWAGE_ASSIGN_OR_RETURN(std::unique_ptr<Pending> pending,
                            gather_group_->AllGather(target, mine));
   piece.pending.push_back(std::move(pending));
@@ -150,8 +200,9 @@ absl::Status C10dExchange::Complete(std::int32_t unit) {
           static_cast<std::size_t>(piece.in_part.elems() * width_);
       for (std::size_t r = 0; r < static_cast<std::size_t>(plan_->parts());
            ++r) {
-        std::memcpy(gather.buffer.data() + r * part_bytes + begin,
-                    piece.staged.data() + r * bytes, bytes);
+        STOWAGE_RETURN_IF_ERROR(ops_->Copy(
+            gather.buffer.data() + r * part_bytes + begin,
+            piece.staged.data() + r * bytes, static_cast<std::int64_t>(bytes)));
       }
       pool_.Give(piece.staged);
     }
@@ -159,8 +210,7 @@ absl::Status C10dExchange::Complete(std::int32_t unit) {
   }
   gather.pieces.clear();
   gather.done = true;
-  store_->ReleaseShard(unit);
-  return absl::OkStatus();
+  return ReleaseShard(unit);
 }
 
 absl::StatusOr<std::span<const std::byte>> C10dExchange::Fetch(
@@ -168,7 +218,7 @@ absl::StatusOr<std::span<const std::byte>> C10dExchange::Fetch(
   const auto begin = Clock::now();
   Gather& gather = At(unit);
   if (!gather.buffer.empty() && gather.step != step) Release(unit);
-  if (gather.buffer.empty()) Queue(unit, step);
+  if (gather.buffer.empty()) STOWAGE_RETURN_IF_ERROR(Queue(unit, step));
   STOWAGE_RETURN_IF_ERROR(Launch(unit));
   STOWAGE_RETURN_IF_ERROR(Complete(unit));
   STOWAGE_RETURN_IF_ERROR(reducer_.Progress());
@@ -184,8 +234,8 @@ FetchStart C10dExchange::StartFetch(std::int32_t unit, std::int64_t step) {
     return FetchStart::kStarted;
   }
   if (!gather.buffer.empty()) Release(unit);
-  Queue(unit, step);
   // An error shows in the Fetch() that follows.
+  if (!Queue(unit, step).ok()) return FetchStart::kNo;
   Launch(-1).IgnoreError();
   return FetchStart::kStarted;
 }
@@ -219,6 +269,10 @@ absl::StatusOr<Verdict> C10dExchange::Prepare(std::int64_t step,
   const auto begin = Clock::now();
   STOWAGE_RETURN_IF_ERROR(Launch(-1));
   STOWAGE_RETURN_IF_ERROR(reducer_.Finish());
+  if (device_shards_ != nullptr) {
+    // The step changes what is being copied.
+    STOWAGE_RETURN_IF_ERROR(device_shards_->Finish());
+  }
   STOWAGE_ASSIGN_OR_RETURN(Verdict own, store_->Prepare(step, scalars));
   absl::StatusOr<Verdict> verdict =
       options_.verdict_ranks == reduce_group_->ranks()
@@ -321,12 +375,18 @@ absl::Status C10dExchange::ReadState(std::int32_t unit, StateKind kind,
 absl::Status C10dExchange::Close(bool close_job) {
   // A rank that leaves early takes its connections with it.
   STOWAGE_RETURN_IF_ERROR(reduce_group_->GatherValues({{0.0}}).status());
+  if (device_shards_ != nullptr) {
+    STOWAGE_RETURN_IF_ERROR(device_shards_->Close());
+  }
   return store_->Close(close_job);
 }
 
 ExchangeTraffic C10dExchange::traffic() const {
   const CollectiveCounters& gathers = gather_group_->counters();
   const CollectiveCounters& reduces = reduce_group_->counters();
+  const DeviceCounters copies = options_.device == nullptr
+                                    ? DeviceCounters{}
+                                    : options_.device->counters();
   return {.gathers = gathers.messages,
           .gather_bytes = gathers.sent_bytes,
           .reduces = reduces.messages,
@@ -335,12 +395,15 @@ ExchangeTraffic C10dExchange::traffic() const {
           .largest_reduce_bytes = reduces.largest_message_bytes,
           .reduces_under_way_max = reducer_.counters().under_way_max,
           .gathered_bytes_peak = pool_.used_bytes_peak(),
-          .reduce_bytes_peak = reducer_.buffers().used_bytes_peak()};
+          .reduce_bytes_peak = reducer_.buffers().used_bytes_peak(),
+          .copied_in_bytes = copies.bytes_in,
+          .copied_out_bytes = copies.bytes_out};
 }
 
 std::int64_t C10dExchange::held_bytes() const {
   return store_->held_bytes() + pool_.held_bytes() +
-         reducer_.buffers().held_bytes() + reducer_.sum_bytes();
+         reducer_.buffers().held_bytes() + reducer_.sum_bytes() +
+         (device_shards_ == nullptr ? 0 : device_shards_->held_bytes());
 }
 
 ExchangeWaits C10dExchange::TakeWaits() {

@@ -8,6 +8,10 @@
 // asked for early waits in a queue until this rank's shard has its new version;
 // the queue moves on at every call.
 //
+// On a device the shards are copied there first (device_shards) and gathered
+// behind that copy, beside what the compute stream does; only the use of a
+// unit waits for its gather.
+//
 // Ownership: owns groups and store. Thread safety: as Exchange.
 
 #pragma once
@@ -18,8 +22,10 @@
 #include <vector>
 
 #include "common/layout.h"
+#include "engine/exchange/buffer_ops.h"
 #include "engine/exchange/buffer_pool.h"
 #include "engine/exchange/collectives.h"
+#include "engine/exchange/device_shards.h"
 #include "engine/exchange/exchange.h"
 #include "engine/exchange/gradient_reducer.h"
 #include "engine/exchange/shard_store.h"
@@ -39,6 +45,11 @@ struct C10dOptions {
   // Every rank holds the whole state (stage 0).
   bool replicated = false;
   Exchange::InitialShare initial_share;
+  // Where units and gradients are; null: in the host's memory. It must outlive
+  // the exchange.
+  Device* device = nullptr;
+  // On a device: a shard stays there until there is a newer one.
+  bool keep_shards = false;
 };
 
 struct C10dParts {
@@ -57,6 +68,7 @@ class C10dExchange final : public Exchange {
   const AttachInfo& info() const override { return store_->info(); }
   bool in_place() const override { return false; }
   bool collective() const override { return true; }
+  Device* device() const override { return options_.device; }
   InitialShare initial_share() const override { return options_.initial_share; }
   absl::StatusOr<std::span<const std::byte>> Fetch(std::int32_t unit,
                                                    std::int64_t step) override;
@@ -101,11 +113,17 @@ class C10dExchange final : public Exchange {
   Gather& At(std::int32_t unit) {
     return gathers_[static_cast<std::size_t>(unit)];
   }
-  void Queue(std::int32_t unit, std::int64_t step);
+  absl::Status Queue(std::int32_t unit, std::int64_t step);
   // Launches queued gathers in order, up to and including `until` (waiting for
   // shards), then those that need no wait.
   absl::Status Launch(std::int32_t until);
   absl::Status LaunchOne(std::int32_t unit);
+  // With one part: this rank's shard is the unit.
+  absl::Status LaunchLone(std::int32_t unit);
+  // On a device gathers wait for what the copy-in stream has been given, and
+  // for nothing else. Buffers are taken outside of it.
+  std::unique_ptr<DeviceScope> EnterCopyIn() const;
+  absl::Status ReleaseShard(std::int32_t unit);
   absl::Status LaunchPiece(std::int32_t unit, std::span<const std::byte> shard,
                            Piece& piece);
   absl::Status Complete(std::int32_t unit);
@@ -122,6 +140,8 @@ class C10dExchange final : public Exchange {
   std::unique_ptr<ShardStore> store_;
   const std::int32_t part_;
   const std::int64_t width_;
+  const std::unique_ptr<BufferOps> ops_;
+  std::unique_ptr<DeviceShards> device_shards_;  // null: no device
   BufferPool pool_;
   std::vector<Gather> gathers_;  // by unit
   std::deque<std::int32_t> queue_;

@@ -24,6 +24,7 @@
 #include "absl/status/statusor.h"
 #include "common/job_spec.h"
 #include "common/layout.h"
+#include "engine/device/device.h"
 
 namespace stowage::engine {
 
@@ -53,6 +54,9 @@ struct ExchangeTraffic {
   std::int64_t reduces_under_way_max = 0;
   std::int64_t gathered_bytes_peak = 0;  // buffers of gathered units
   std::int64_t reduce_bytes_peak = 0;    // buffers of gradients
+  // Between the host's memory and the device's; 0 without a device.
+  std::int64_t copied_in_bytes = 0;
+  std::int64_t copied_out_bytes = 0;
 };
 
 class Exchange {
@@ -71,6 +75,10 @@ class Exchange {
   virtual bool in_place() const = 0;
   // True: Fetch() needs every rank to fetch the same.
   virtual bool collective() const = 0;
+  // Where fetched units and gradients are; null: in the host's memory. On a
+  // device a fetched unit is what its current stream will find there, and a
+  // gradient is complete when that stream has come so far.
+  virtual Device* device() const { return nullptr; }
 
   // Initial values of elements [begin, begin + size) of the unit. Each unit is
   // brought by the rank whose InitialShare::index is unit modulo count.

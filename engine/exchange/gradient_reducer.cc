@@ -1,7 +1,6 @@
 #include "engine/exchange/gradient_reducer.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "common/check.h"
@@ -11,8 +10,6 @@
 namespace stowage::engine {
 namespace {
 
-// Elements converted at a time; the fp32 values stay in a core's L2 cache.
-constexpr std::int64_t kBlockElems = 32768;
 constexpr std::size_t kUnderWayMax = 2;
 
 }  // namespace
@@ -20,7 +17,8 @@ constexpr std::size_t kUnderWayMax = 2;
 GradientReducer::GradientReducer(const ReduceOptions& options,
                                  const Layout* layout,
                                  const plan::ShardPlan* plan, std::int32_t part,
-                                 Collectives* group, ShardStore* store)
+                                 Collectives* group, ShardStore* store,
+                                 Device* device)
     : options_(options),
       layout_(layout),
       plan_(plan),
@@ -29,14 +27,15 @@ GradientReducer::GradientReducer(const ReduceOptions& options,
       store_(store),
       dtype_(layout->param_dtype()),
       width_(DtypeBytes(layout->param_dtype())),
-      kernels_(optim::BestKernels()),
+      device_(device),
+      ops_(BufferOps::Make(device)),
+      sums_up_(options.at_boundary && options.micro_steps > 1),
+      pool_(device),
+      sums_(device),
       buckets_(plan, options.bucket_elems) {
   units_.resize(static_cast<std::size_t>(layout->unit_count()));
   for (std::int32_t u = layout->unit_count() - 1; u >= 0; --u) {
     if (plan->gradient_elems(u) > 0) order_.push_back(u);
-    if (options_.at_boundary && options_.micro_steps > 1) {
-      At(u).sum.resize(static_cast<std::size_t>(plan->gradient_elems(u)));
-    }
   }
 }
 
@@ -44,21 +43,22 @@ absl::StatusOr<std::span<std::byte>> GradientReducer::Target(
     std::int32_t unit) {
   Unit& u = At(unit);
   if (!u.buffer.empty()) return u.buffer;
-  u.buffer = pool_.Take(plan_->gradient_elems(unit) * width_);
+  STOWAGE_ASSIGN_OR_RETURN(u.buffer,
+                           pool_.Take(plan_->gradient_elems(unit) * width_));
   // What lies between parameters is summed with the rest: it must be zero.
   std::int64_t end = 0;
   const auto clear = [&](std::int64_t from, std::int64_t to) {
-    if (from >= to) return;
-    std::memset(u.buffer.data() + from * width_, 0,
-                static_cast<std::size_t>((to - from) * width_));
+    return from < to ? ops_->Clear(u.buffer.data() + from * width_,
+                                   (to - from) * width_)
+                     : absl::OkStatus();
   };
   for (const Layout::Param& param :
        layout_->units()[static_cast<std::size_t>(unit)].params) {
     if (param.frozen) continue;
-    clear(end, param.begin_elems);
+    STOWAGE_RETURN_IF_ERROR(clear(end, param.begin_elems));
     end = param.begin_elems + param.elems;
   }
-  clear(end, plan_->gradient_elems(unit));
+  STOWAGE_RETURN_IF_ERROR(clear(end, plan_->gradient_elems(unit)));
   return u.buffer;
 }
 
@@ -74,9 +74,10 @@ absl::Status GradientReducer::Ready(std::int64_t step, std::int32_t micro,
   if (empty) {
     // The other ranks may have one: this rank's is zero.
     STOWAGE_ASSIGN_OR_RETURN(const std::span<std::byte> zero, Target(unit));
-    std::memset(zero.data(), 0, zero.size());
+    STOWAGE_RETURN_IF_ERROR(
+        ops_->Clear(zero.data(), static_cast<std::int64_t>(zero.size())));
   }
-  if (!u.sum.empty()) {
+  if (sums_up_) {
     STOWAGE_RETURN_IF_ERROR(AddUp(step, micro, unit));
     if (!Last(micro)) return absl::OkStatus();
   }
@@ -88,9 +89,14 @@ absl::Status GradientReducer::Ready(std::int64_t step, std::int32_t micro,
 absl::Status GradientReducer::AddUp(std::int64_t step, std::int32_t micro,
                                     std::int32_t unit) {
   Unit& u = At(unit);
-  const void* const part = u.buffer.data();
-  kernels_.accumulate({&part, 1}, dtype_, /*first=*/!u.summed, u.sum.data(),
-                      plan_->gradient_elems(unit));
+  const std::int64_t elems = plan_->gradient_elems(unit);
+  if (u.sum.empty()) {
+    STOWAGE_ASSIGN_OR_RETURN(
+        u.sum, sums_.Take(elems * static_cast<std::int64_t>(sizeof(float))));
+  }
+  STOWAGE_RETURN_IF_ERROR(ops_->Accumulate(u.buffer.data(), dtype_,
+                                           /*first=*/!u.summed, u.sum_data(),
+                                           elems));
   u.summed = !Last(micro);
   DropBuffer(unit);
   if (Last(micro)) return absl::OkStatus();
@@ -126,54 +132,37 @@ plan::ElemRange GradientReducer::SliceOf(const plan::BucketPiece& piece,
           std::min(shard.begin + piece.in_part.end, shard.end)};
 }
 
-void GradientReducer::PackSlice(const plan::BucketPiece& piece,
-                                plan::ElemRange slice, Dtype wire_dtype,
-                                std::byte* target) const {
-  const Unit& u = units_[static_cast<std::size_t>(piece.unit)];
-  const std::int64_t wire_width = DtypeBytes(wire_dtype);
-  const float factor = static_cast<float>(1.0 / options_.divisor);
-  if (u.sum.empty() && wire_dtype == dtype_ && factor == 1.0F) {
-    std::memcpy(target, u.buffer.data() + slice.begin * width_,
-                static_cast<std::size_t>(slice.elems() * width_));
-    return;
-  }
-  std::vector<float> block(static_cast<std::size_t>(
-      std::min(kBlockElems, std::max<std::int64_t>(slice.elems(), 0))));
-  for (std::int64_t at = slice.begin; at < slice.end; at += kBlockElems) {
-    const std::int64_t count = std::min(kBlockElems, slice.end - at);
-    if (u.sum.empty()) {
-      const void* const part = u.buffer.data() + at * width_;
-      kernels_.accumulate({&part, 1}, dtype_, /*first=*/true, block.data(),
-                          count);
-    } else {
-      std::copy_n(u.sum.data() + at, count, block.data());
-    }
-    if (factor != 1.0F) {
-      for (std::int64_t i = 0; i < count; ++i) {
-        block[static_cast<std::size_t>(i)] *= factor;
-      }
-    }
-    kernels_.convert(block.data(), wire_dtype,
-                     target + (at - slice.begin) * wire_width, count);
-  }
+absl::Status GradientReducer::PackSlice(const plan::BucketPiece& piece,
+                                        plan::ElemRange slice, Dtype wire_dtype,
+                                        std::byte* target) {
+  if (slice.empty()) return absl::OkStatus();
+  const Unit& u = At(piece.unit);
+  const std::byte* const from =
+      sums_up_ ? u.sum.data() + slice.begin * DtypeBytes(Dtype::kFp32)
+               : u.buffer.data() + slice.begin * width_;
+  return ops_->Convert(
+      target, wire_dtype, from, sums_up_ ? Dtype::kFp32 : dtype_,
+      static_cast<float>(1.0 / options_.divisor), slice.elems());
 }
 
-void GradientReducer::Pack(const Message& message, std::int64_t stride_elems) {
+absl::Status GradientReducer::Pack(const Message& message,
+                                   std::int64_t stride_elems) {
   const std::int64_t wire_width = DtypeBytes(message.dtype);
   std::byte* target = message.send.data();
   for (std::int32_t part = 0; part < plan_->parts(); ++part) {
     std::byte* const begin = target;
     for (const plan::BucketPiece& piece : message.what.pieces) {
       const plan::ElemRange slice = SliceOf(piece, part);
-      PackSlice(piece, slice, message.dtype, target);
+      STOWAGE_RETURN_IF_ERROR(PackSlice(piece, slice, message.dtype, target));
       target += slice.elems() * wire_width;
     }
-    if (stride_elems > 0) {
-      std::byte* const end = begin + stride_elems * wire_width;
-      std::memset(target, 0, static_cast<std::size_t>(end - target));
+    std::byte* const end = begin + stride_elems * wire_width;
+    if (stride_elems > 0 && target < end) {
+      STOWAGE_RETURN_IF_ERROR(ops_->Clear(target, end - target));
       target = end;
     }
   }
+  return absl::OkStatus();
 }
 
 absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
@@ -189,9 +178,7 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
   // What does not travel is not rounded for it.
   const bool own = store_->takes_own_gradients();
   message.dtype =
-      own ? (At(message.what.pieces.front().unit).sum.empty() ? dtype_
-                                                              : Dtype::kFp32)
-          : options_.wire_dtype;
+      own ? (sums_up_ ? Dtype::kFp32 : dtype_) : options_.wire_dtype;
   const std::int64_t wire_width = DtypeBytes(message.dtype);
   std::vector<std::int64_t> elems(static_cast<std::size_t>(plan_->parts()));
   std::int64_t total = 0;
@@ -212,14 +199,14 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
   Unit& u = At(first.unit);
   // A whole unit by itself lies in its buffer just as it travels.
   message.send_is_unit = message.what.pieces.size() == 1 &&
-                         first.in_part.begin == 0 && first.last &&
-                         u.sum.empty() && message.dtype == dtype_ &&
-                         options_.divisor == 1 && !equal_parts;
+                         first.in_part.begin == 0 && first.last && !sums_up_ &&
+                         message.dtype == dtype_ && options_.divisor == 1 &&
+                         !equal_parts;
   if (message.send_is_unit) {
     message.send = u.buffer;
   } else {
-    message.send = pool_.Take(total * wire_width);
-    Pack(message, stride);
+    STOWAGE_ASSIGN_OR_RETURN(message.send, pool_.Take(total * wire_width));
+    STOWAGE_RETURN_IF_ERROR(Pack(message, stride));
     for (const plan::BucketPiece& piece : message.what.pieces) {
       if (piece.last) DropBuffer(piece.unit);
     }
@@ -240,7 +227,7 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
     message.receive =
         message.send.subspan(static_cast<std::size_t>(before * wire_width));
   } else if (equal_parts) {
-    message.receive = pool_.Take(stride * wire_width);
+    STOWAGE_ASSIGN_OR_RETURN(message.receive, pool_.Take(stride * wire_width));
     STOWAGE_ASSIGN_OR_RETURN(
         message.pending,
         group_->ReduceScatter(message.dtype, message.send.data(),
@@ -248,55 +235,211 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
   } else {
     message.slices = plan_->parts();
     message.stride_elems = message.mine_elems;
-    message.receive =
-        pool_.Take(plan_->parts() * message.mine_elems * wire_width);
+    STOWAGE_ASSIGN_OR_RETURN(
+        message.receive,
+        pool_.Take(plan_->parts() * message.mine_elems * wire_width));
     STOWAGE_ASSIGN_OR_RETURN(
         message.pending,
         group_->ExchangeParts(message.dtype, message.send.data(), elems,
                               message.receive.data(), message.mine_elems));
   }
   if (message.pending != nullptr) ++counters_.messages;
+  if (device_ != nullptr) {
+    if (store_->has_gradient_places() &&
+        (message.slices > 1 || message.dtype != dtype_)) {
+      STOWAGE_ASSIGN_OR_RETURN(
+          message.result,
+          pool_.Take(std::max<std::int64_t>(1, message.mine_elems) * width_));
+    }
+    STOWAGE_ASSIGN_OR_RETURN(message.sent, device_->Mark());
+  }
   counters_.under_way_max = std::max(
       counters_.under_way_max, static_cast<std::int64_t>(under_way_.size()));
   return options_.overlap ? absl::OkStatus() : Finish();
 }
 
-absl::Status GradientReducer::Deliver(Message& message) {
-  if (message.pending != nullptr) {
-    STOWAGE_RETURN_IF_ERROR(message.pending->Wait());
-  }
+// ---------------------------------------------------------------------------
+// What has arrived
+
+// The ranks' parts of this rank's slices, from an element on.
+std::vector<const void*> GradientReducer::PartsOf(
+    const Message& message, std::int64_t begin_elems) const {
   const std::int64_t wire_width = DtypeBytes(message.dtype);
-  std::vector<const void*> parts(static_cast<std::size_t>(message.slices));
-  std::int64_t at = 0;
-  for (const plan::BucketPiece& piece : message.what.pieces) {
-    const plan::ElemRange slice = SliceOf(piece, part_);
-    for (std::int32_t r = 0; r < message.slices; ++r) {
-      parts[static_cast<std::size_t>(r)] =
-          message.receive.data() + (r * message.stride_elems + at) * wire_width;
-    }
-    STOWAGE_RETURN_IF_ERROR(store_->AddGradient(
-        message.step, message.micro, piece.unit,
-        slice.begin - plan_->GradientShard(piece.unit, part_).begin, parts,
-        message.dtype, slice.elems()));
-    at += slice.elems();
-    if (!piece.last) continue;
-    ++counters_.units;
-    STOWAGE_RETURN_IF_ERROR(store_->GradientDone(message.step, message.micro,
-                                                 piece.unit, /*empty=*/false));
+  std::vector<const void*> parts;
+  for (std::int32_t r = 0; r < message.slices; ++r) {
+    parts.push_back(message.receive.data() +
+                    (r * message.stride_elems + begin_elems) * wire_width);
   }
+  return parts;
+}
+
+absl::Status GradientReducer::PieceDone(const Message& message,
+                                        const plan::BucketPiece& piece) {
+  if (!piece.last) return absl::OkStatus();
+  ++counters_.units;
+  return store_->GradientDone(message.step, message.micro, piece.unit,
+                              /*empty=*/false);
+}
+
+void GradientReducer::GiveBuffers(Message& message) {
   if (options_.scatter && plan_->parts() > 1) pool_.Give(message.receive);
+  if (!message.result.empty()) pool_.Give(message.result);
   if (message.send_is_unit) {
     DropBuffer(message.what.pieces.front().unit);
   } else {
     pool_.Give(message.send);
   }
+}
+
+absl::Status GradientReducer::DeliverFromHost(Message& message) {
+  if (message.pending != nullptr) {
+    STOWAGE_RETURN_IF_ERROR(message.pending->Wait());
+  }
+  std::int64_t at = 0;
+  for (const plan::BucketPiece& piece : message.what.pieces) {
+    const plan::ElemRange slice = SliceOf(piece, part_);
+    STOWAGE_RETURN_IF_ERROR(store_->AddGradient(
+        message.step, message.micro, piece.unit,
+        slice.begin - plan_->GradientShard(piece.unit, part_).begin,
+        PartsOf(message, at), message.dtype, slice.elems()));
+    at += slice.elems();
+    STOWAGE_RETURN_IF_ERROR(PieceDone(message, piece));
+  }
+  GiveBuffers(message);
   return absl::OkStatus();
 }
 
+absl::Status GradientReducer::BeginDelivery(Message& message) {
+  STOWAGE_RETURN_IF_ERROR(device_->Hold(CopyDirection::kOut, *message.sent));
+  {
+    const std::unique_ptr<DeviceScope> scope =
+        device_->Enter(CopyDirection::kOut);
+    if (message.pending != nullptr) {
+      STOWAGE_RETURN_IF_ERROR(message.pending->Wait());
+    }
+  }
+  message.leaving.resize(message.what.pieces.size());
+  std::int64_t at = 0;
+  for (std::size_t i = 0; i < message.what.pieces.size(); ++i) {
+    STOWAGE_RETURN_IF_ERROR(BeginPiece(message, i, at));
+    at += SliceOf(message.what.pieces[i], part_).elems();
+    // A region of the store's is handed from one unit to the next.
+    if (store_->info().gradient_regions > 0) {
+      STOWAGE_RETURN_IF_ERROR(EndPiece(message, i));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GradientReducer::BeginPiece(Message& message, std::size_t index,
+                                         std::int64_t begin_elems) {
+  const plan::BucketPiece& piece = message.what.pieces[index];
+  const plan::ElemRange slice = SliceOf(piece, part_);
+  if (slice.empty()) return absl::OkStatus();
+  Leaving& leaving = message.leaving[index];
+  const std::vector<const void*> parts = PartsOf(message, begin_elems);
+  const auto copy_out = [&](std::byte* to, const void* from,
+                            std::int64_t bytes) -> absl::Status {
+    STOWAGE_ASSIGN_OR_RETURN(
+        std::unique_ptr<DeviceCopy> copy,
+        device_->CopyOut(to, static_cast<const std::byte*>(from), bytes));
+    leaving.copies.push_back(std::move(copy));
+    return absl::OkStatus();
+  };
+  std::byte* place = nullptr;
+  if (store_->has_gradient_places()) {
+    STOWAGE_ASSIGN_OR_RETURN(
+        place,
+        store_->GradientPlace(
+            message.step, message.micro, piece.unit,
+            slice.begin - plan_->GradientShard(piece.unit, part_).begin));
+  }
+  const std::unique_ptr<DeviceScope> scope =
+      device_->Enter(CopyDirection::kOut);
+  if (place != nullptr) {
+    const void* from = parts.front();
+    if (!message.result.empty()) {
+      std::byte* const sum = message.result.data() + begin_elems * width_;
+      STOWAGE_RETURN_IF_ERROR(
+          ops_->Sum(sum, dtype_, parts, message.dtype, slice.elems()));
+      from = sum;
+    }
+    return copy_out(place, from, slice.elems() * width_);
+  }
+  const std::int64_t bytes = slice.elems() * DtypeBytes(message.dtype);
+  STOWAGE_ASSIGN_OR_RETURN(
+      leaving.staged,
+      staging_.Take(bytes * static_cast<std::int64_t>(parts.size())));
+  std::byte* to = leaving.staged.data();
+  for (const void* const part : parts) {
+    STOWAGE_RETURN_IF_ERROR(copy_out(to, part, bytes));
+    to += bytes;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GradientReducer::EndPiece(Message& message, std::size_t index) {
+  Leaving& leaving = message.leaving[index];
+  const plan::BucketPiece& piece = message.what.pieces[index];
+  for (const auto& copy : leaving.copies) {
+    STOWAGE_RETURN_IF_ERROR(copy->Wait());
+  }
+  leaving.copies.clear();
+  if (!leaving.staged.empty()) {
+    const plan::ElemRange slice = SliceOf(piece, part_);
+    const std::int64_t bytes = slice.elems() * DtypeBytes(message.dtype);
+    std::vector<const void*> parts;
+    for (std::int32_t r = 0; r < message.slices; ++r) {
+      parts.push_back(leaving.staged.data() + r * bytes);
+    }
+    STOWAGE_RETURN_IF_ERROR(store_->AddGradient(
+        message.step, message.micro, piece.unit,
+        slice.begin - plan_->GradientShard(piece.unit, part_).begin, parts,
+        message.dtype, slice.elems()));
+    staging_.Give(std::exchange(leaving.staged, {}));
+  }
+  return PieceDone(message, piece);
+}
+
+bool GradientReducer::HasLeft(const Message& message) {
+  for (const Leaving& leaving : message.leaving) {
+    for (const auto& copy : leaving.copies) {
+      if (!copy->Done()) return false;
+    }
+  }
+  return true;
+}
+
+absl::Status GradientReducer::EndDelivery(Message& message) {
+  if (store_->info().gradient_regions == 0) {
+    for (std::size_t i = 0; i < message.leaving.size(); ++i) {
+      STOWAGE_RETURN_IF_ERROR(EndPiece(message, i));
+    }
+  }
+  GiveBuffers(message);
+  return absl::OkStatus();
+}
+
+absl::Status GradientReducer::Deliver(Message& message) {
+  if (device_ == nullptr) return DeliverFromHost(message);
+  if (message.leaving.empty()) STOWAGE_RETURN_IF_ERROR(BeginDelivery(message));
+  return EndDelivery(message);
+}
+
 absl::Status GradientReducer::Progress() {
+  if (device_ != nullptr) {
+    for (Message& message : under_way_) {
+      if (!message.leaving.empty()) continue;
+      if (message.pending != nullptr && !message.pending->Done()) break;
+      STOWAGE_RETURN_IF_ERROR(BeginDelivery(message));
+    }
+  }
   while (!under_way_.empty()) {
     Message& first = under_way_.front();
-    if (first.pending != nullptr && !first.pending->Done()) break;
+    const bool ready = device_ != nullptr
+                           ? !first.leaving.empty() && HasLeft(first)
+                           : first.pending == nullptr || first.pending->Done();
+    if (!ready) break;
     STOWAGE_RETURN_IF_ERROR(Deliver(first));
     under_way_.pop_front();
   }
@@ -304,19 +447,18 @@ absl::Status GradientReducer::Progress() {
 }
 
 absl::Status GradientReducer::Finish() {
+  if (device_ != nullptr) {
+    for (Message& message : under_way_) {
+      if (message.leaving.empty()) {
+        STOWAGE_RETURN_IF_ERROR(BeginDelivery(message));
+      }
+    }
+  }
   while (!under_way_.empty()) {
     STOWAGE_RETURN_IF_ERROR(Deliver(under_way_.front()));
     under_way_.pop_front();
   }
   return absl::OkStatus();
-}
-
-std::int64_t GradientReducer::sum_bytes() const {
-  std::int64_t bytes = 0;
-  for (const Unit& unit : units_) {
-    bytes += static_cast<std::int64_t>(unit.sum.size() * sizeof(float));
-  }
-  return bytes;
 }
 
 }  // namespace stowage::engine

@@ -11,6 +11,11 @@
 // Stages 0 and 1 add micro steps up in fp32 here and reduce once, at the last;
 // stages 2 and 3 reduce every micro step and keep nothing.
 //
+// On a device buffers are its memory. What has arrived is summed there on the
+// copy-out stream, which waits for the message and not for the backward that
+// goes on, and copied to its place in the store; the store is told when the
+// copy is done.
+//
 // Thread safety: one thread at a time.
 
 #pragma once
@@ -20,12 +25,13 @@
 #include <vector>
 
 #include "common/layout.h"
+#include "engine/device/device.h"
+#include "engine/exchange/buffer_ops.h"
 #include "engine/exchange/buffer_pool.h"
 #include "engine/exchange/collectives.h"
 #include "engine/exchange/shard_store.h"
 #include "engine/plan/bucket_plan.h"
 #include "engine/plan/shard_plan.h"
-#include "optim/kernels.h"
 
 namespace stowage::engine {
 
@@ -51,10 +57,12 @@ struct ReduceCounters {
 
 class GradientReducer {
  public:
-  // `part`: this rank's in `plan`; all must outlive the reducer.
+  // `part`: this rank's in `plan`; all must outlive the reducer. `device`:
+  // where gradients are, null for the host.
   GradientReducer(const ReduceOptions& options, const Layout* layout,
                   const plan::ShardPlan* plan, std::int32_t part,
-                  Collectives* group, ShardStore* store);
+                  Collectives* group, ShardStore* store,
+                  Device* device = nullptr);
 
   // As Exchange::GradientTarget and GradientReady.
   absl::StatusOr<std::span<std::byte>> Target(std::int32_t unit);
@@ -68,14 +76,22 @@ class GradientReducer {
 
   const ReduceCounters& counters() const { return counters_; }
   const BufferPool& buffers() const { return pool_; }
-  std::int64_t sum_bytes() const;
+  std::int64_t sum_bytes() const { return sums_.held_bytes(); }
 
  private:
   struct Unit {
     std::span<std::byte> buffer;  // this micro step's gradient
     bool ready = false;
-    std::vector<float> sum;  // at_boundary with several micro steps
+    std::span<std::byte> sum;  // in fp32; at_boundary with several micro steps
     bool summed = false;
+
+    float* sum_data() const { return reinterpret_cast<float*>(sum.data()); }
+  };
+  // A piece of a message on its way from the device to the store.
+  struct Leaving {
+    std::vector<std::unique_ptr<DeviceCopy>> copies;
+    // Where the store adds up itself: the ranks' parts, one after the other.
+    std::span<std::byte> staged;
   };
   struct Message {
     plan::BucketMessage what;
@@ -89,6 +105,11 @@ class GradientReducer {
     std::int32_t slices = 0;           // in `receive`
     Dtype dtype{};                     // in `send` and `receive`
     std::unique_ptr<Pending> pending;  // null: nothing travels
+    // On a device.
+    std::span<std::byte>
+        result;  // sums of this rank's slices; empty: `receive`
+    std::unique_ptr<DeviceMark> sent;  // what was computed before it was sent
+    std::vector<Leaving> leaving;      // by piece; empty: not begun
   };
 
   Unit& At(std::int32_t unit) { return units_[static_cast<std::size_t>(unit)]; }
@@ -101,10 +122,23 @@ class GradientReducer {
   absl::Status ReduceReady(std::int64_t step, std::int32_t micro);
   absl::Status Send(std::int64_t step, std::int32_t micro,
                     plan::BucketMessage what);
-  void Pack(const Message& message, std::int64_t stride_elems);
-  void PackSlice(const plan::BucketPiece& piece, plan::ElemRange slice,
-                 Dtype wire_dtype, std::byte* target) const;
+  absl::Status Pack(const Message& message, std::int64_t stride_elems);
+  absl::Status PackSlice(const plan::BucketPiece& piece, plan::ElemRange slice,
+                         Dtype wire_dtype, std::byte* target);
+  std::vector<const void*> PartsOf(const Message& message,
+                                   std::int64_t begin_elems) const;
   absl::Status Deliver(Message& message);
+  absl::Status DeliverFromHost(Message& message);
+  // On a device: starts the copies, and ends the delivery when they are done.
+  absl::Status BeginDelivery(Message& message);
+  absl::Status BeginPiece(Message& message, std::size_t index,
+                          std::int64_t begin_elems);
+  absl::Status EndPiece(Message& message, std::size_t index);
+  absl::Status EndDelivery(Message& message);
+  static bool HasLeft(const Message& message);
+  absl::Status PieceDone(const Message& message,
+                         const plan::BucketPiece& piece);
+  void GiveBuffers(Message& message);
   void DropBuffer(std::int32_t unit);
 
   const ReduceOptions options_;
@@ -115,8 +149,12 @@ class GradientReducer {
   ShardStore* store_;
   const Dtype dtype_;
   const std::int64_t width_;
-  const optim::KernelSet& kernels_;
+  Device* const device_;
+  const std::unique_ptr<BufferOps> ops_;
+  const bool sums_up_;  // at_boundary with several micro steps
   BufferPool pool_;
+  BufferPool sums_;
+  BufferPool staging_;  // in the host's memory
   plan::BucketPlan buckets_;
   std::vector<Unit> units_;
   std::vector<std::int32_t> order_;  // trainable units

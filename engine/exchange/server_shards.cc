@@ -1,18 +1,17 @@
 #include "engine/exchange/server_shards.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/bytes.h"
 #include "common/dtype.h"
 #include "common/status_macros.h"
 
 namespace stowage::engine {
 namespace {
 
-// Elements summed at a time: the fp32 sums stay in a core's L2 cache.
-constexpr std::int64_t kSumElems = 32768;
+constexpr std::int64_t kPageBytes = 4096;
 
 }  // namespace
 
@@ -27,7 +26,7 @@ ServerShards::ServerShards(client::Session* session,
       micro_steps_(micro_steps),
       width_(DtypeBytes(session->layout().param_dtype())),
       dtype_(session->layout().param_dtype()),
-      kernels_(optim::BestKernels()) {
+      ops_(MakeHostBufferOps()) {
   const auto units = node_.unit.size();
   if (keep_params) kept_.resize(units);
   leased_.resize(units);
@@ -106,38 +105,25 @@ absl::StatusOr<std::byte*> ServerShards::Slot(std::int64_t step,
   return session_->gradient_slot(micro, node_unit).data();
 }
 
+absl::StatusOr<std::byte*> ServerShards::GradientPlace(
+    std::int64_t step, std::int32_t micro, std::int32_t unit,
+    std::int64_t begin_elems) {
+  STOWAGE_ASSIGN_OR_RETURN(std::byte* const slot, Slot(step, micro, unit));
+  const std::int64_t begin = plan_->GradientShard(unit, part_).begin -
+                             node_.range[static_cast<std::size_t>(unit)].begin +
+                             begin_elems;
+  return slot + begin * width_;
+}
+
 absl::Status ServerShards::AddGradient(std::int64_t step, std::int32_t micro,
                                        std::int32_t unit,
                                        std::int64_t begin_elems,
                                        std::span<const void* const> parts,
                                        Dtype dtype, std::int64_t elems) {
   if (elems == 0) return absl::OkStatus();
-  STOWAGE_ASSIGN_OR_RETURN(std::byte* const slot, Slot(step, micro, unit));
-  const std::int64_t begin = plan_->GradientShard(unit, part_).begin -
-                             node_.range[static_cast<std::size_t>(unit)].begin +
-                             begin_elems;
-  std::byte* const target = slot + begin * width_;
-  if (parts.size() == 1 && dtype == dtype_) {
-    std::memcpy(target, parts.front(),
-                static_cast<std::size_t>(elems * width_));
-    return absl::OkStatus();
-  }
-  scratch_.resize(static_cast<std::size_t>(kSumElems));
-  std::vector<const void*> at(parts.begin(), parts.end());
-  for (std::int64_t done = 0; done < elems; done += kSumElems) {
-    const std::int64_t count = std::min(kSumElems, elems - done);
-    if (dtype_ == Dtype::kFp32) {
-      kernels_.accumulate(at, dtype, /*first=*/true,
-                          reinterpret_cast<float*>(target) + done, count);
-    } else {
-      kernels_.accumulate(at, dtype, /*first=*/true, scratch_.data(), count);
-      kernels_.convert(scratch_.data(), dtype_, target + done * width_, count);
-    }
-    for (const void*& part : at) {
-      part = static_cast<const std::byte*>(part) + count * DtypeBytes(dtype);
-    }
-  }
-  return absl::OkStatus();
+  STOWAGE_ASSIGN_OR_RETURN(std::byte* const target,
+                           GradientPlace(step, micro, unit, begin_elems));
+  return ops_->Sum(target, dtype_, parts, dtype, elems);
 }
 
 absl::Status ServerShards::GradientDone(std::int64_t step, std::int32_t micro,
@@ -214,6 +200,42 @@ absl::Status ServerShards::Close(bool close_job) {
 StoreWaits ServerShards::waits() const {
   const client::SessionCounters counters = session_->counters();
   return {counters.version_wait_seconds, counters.prepare_seconds};
+}
+
+std::vector<HostRange> ServerShards::host_ranges() {
+  std::vector<HostRange> ranges;
+  // This rank's elements of the unit in `whole`, which is what the node holds
+  // of it, out to whole pages.
+  const auto add = [&](std::int32_t unit, std::span<const std::byte> whole,
+                       plan::ElemRange own, bool read_only) {
+    if (own.empty() || whole.empty()) return;
+    const std::int64_t first =
+        node_.range[static_cast<std::size_t>(unit)].begin;
+    const std::int64_t begin =
+        (own.begin - first) * width_ / kPageBytes * kPageBytes;
+    const std::int64_t end =
+        std::min(RoundUp((own.end - first) * width_, kPageBytes),
+                 static_cast<std::int64_t>(whole.size()));
+    ranges.push_back({whole.subspan(static_cast<std::size_t>(begin),
+                                    static_cast<std::size_t>(end - begin)),
+                      read_only});
+  };
+  for (std::int32_t u = 0; u < plan_->unit_count(); ++u) {
+    const std::int32_t node_unit = NodeUnit(u);
+    if (node_unit < 0) continue;
+    // Leased parameters come and go, and so do regions: a device would keep
+    // pages that are no longer the file's.
+    if (!info().params_leased) {
+      add(u, session_->unit_params(node_unit), plan_->Shard(u, part_), true);
+    }
+    if (info().gradient_regions > 0) continue;
+    const std::int32_t slots = std::min(info().slots_per_rank, micro_steps_);
+    for (std::int32_t slot = 0; slot < slots; ++slot) {
+      add(u, session_->gradient_slot(slot, node_unit),
+          plan_->GradientShard(u, part_), false);
+    }
+  }
+  return ranges;
 }
 
 std::int64_t ServerShards::held_bytes() const {

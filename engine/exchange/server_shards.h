@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "client/offload_client.h"
+#include "engine/exchange/buffer_ops.h"
 #include "engine/exchange/shard_store.h"
 #include "engine/plan/shard_plan.h"
-#include "optim/kernels.h"
 
 namespace stowage::engine {
 
@@ -33,6 +33,11 @@ class ServerShards : public ShardStore {
                            std::int32_t unit, std::int64_t begin_elems,
                            std::span<const void* const> parts, Dtype dtype,
                            std::int64_t elems) override;
+  bool has_gradient_places() const override { return true; }
+  absl::StatusOr<std::byte*> GradientPlace(std::int64_t step,
+                                           std::int32_t micro,
+                                           std::int32_t unit,
+                                           std::int64_t begin_elems) override;
   absl::Status GradientDone(std::int64_t step, std::int32_t micro,
                             std::int32_t unit, bool empty) override;
   absl::StatusOr<Verdict> Prepare(std::int64_t step,
@@ -48,6 +53,7 @@ class ServerShards : public ShardStore {
                          std::span<float> out) override;
   absl::Status Close(bool close_job) override;
   StoreWaits waits() const override;
+  std::vector<HostRange> host_ranges() override;
   std::int64_t held_bytes() const override;
 
  protected:
@@ -77,11 +83,10 @@ class ServerShards : public ShardStore {
   std::int32_t micro_steps_;
   std::int64_t width_;
   Dtype dtype_;
-  const optim::KernelSet& kernels_;
-  std::vector<Kept> kept_;             // by unit; empty unless keep_params
-  std::vector<bool> leased_;           // by unit
+  const std::unique_ptr<BufferOps> ops_;  // for gradients that the host has
+  std::vector<Kept> kept_;                // by unit; empty unless keep_params
+  std::vector<bool> leased_;              // by unit
   std::vector<std::int64_t> slot_of_;  // by unit: micro steps since the start
-  std::vector<float> scratch_;
 };
 
 }  // namespace stowage::engine

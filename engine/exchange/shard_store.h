@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -26,6 +27,12 @@ namespace stowage::engine {
 struct StoreWaits {
   double params_seconds = 0;
   double prepare_seconds = 0;
+};
+
+// Memory of the host that a device copies from or to.
+struct HostRange {
+  std::span<const std::byte> bytes;
+  bool read_only = false;
 };
 
 class ShardStore {
@@ -53,6 +60,15 @@ class ShardStore {
                                    std::int32_t unit, std::int64_t begin_elems,
                                    std::span<const void* const> parts,
                                    Dtype dtype, std::int64_t elems) = 0;
+  // False: gradients are added up here, by AddGradient() only.
+  virtual bool has_gradient_places() const { return false; }
+  // Where the sum of those elements may be written instead, in the parameters'
+  // type. Blocks: as AddGradient(). Requires: has_gradient_places().
+  virtual absl::StatusOr<std::byte*> GradientPlace(
+      std::int64_t /*step*/, std::int32_t /*micro*/, std::int32_t /*unit*/,
+      std::int64_t /*begin_elems*/) {
+    return absl::UnimplementedError("this store has no places for gradients");
+  }
   // `empty`: nothing was added, on no rank.
   virtual absl::Status GradientDone(std::int64_t step, std::int32_t micro,
                                     std::int32_t unit, bool empty) = 0;
@@ -80,6 +96,9 @@ class ShardStore {
                                  std::span<float> out) = 0;
   virtual absl::Status Close(bool close_job) = 0;
   virtual StoreWaits waits() const = 0;
+  // What stays where it is as long as the store is open: worth registering with
+  // a device.
+  virtual std::vector<HostRange> host_ranges() { return {}; }
   // Memory of this process that holds state, in bytes.
   virtual std::int64_t held_bytes() const = 0;
 };

@@ -56,6 +56,8 @@ class OneBitServerShards final : public ServerShards {
   bool takes_own_gradients() const override {
     return applied_steps_ + 1 > freeze_step_;
   }
+  // Not every rank's gradient goes anywhere.
+  bool has_gradient_places() const override { return false; }
   absl::Status AddGradient(std::int64_t step, std::int32_t micro,
                            std::int32_t unit, std::int64_t begin_elems,
                            std::span<const void* const> parts, Dtype dtype,

@@ -23,6 +23,11 @@ bool IsHalf(const at::Tensor& tensor) {
          tensor.scalar_type() == at::kBFloat16;
 }
 
+// A GPU has the instructions.
+bool IsWide(const at::Tensor& tensor) {
+  return tensor.is_cpu() && IsHalf(tensor) && UseWideProducts();
+}
+
 // A weight is widened, and its gradient rounded, in panels of this many bytes
 // of fp32: what a rank holds in passing does not grow with the model, and a
 // panel is multiplied while it is still in the cache.
@@ -199,7 +204,7 @@ bool UseWideProducts() {
 
 at::Tensor Linear(const at::Tensor& input, const at::Tensor& weight,
                   const at::Tensor& bias) {
-  if (!IsHalf(input) || !UseWideProducts()) {
+  if (!IsWide(input)) {
     return bias.defined() ? at::linear(input, weight, bias)
                           : at::linear(input, weight);
   }
@@ -211,7 +216,7 @@ at::Tensor Linear(const at::Tensor& input, const at::Tensor& weight,
 
 at::Tensor GeluLinear(const at::Tensor& input, const at::Tensor& weight,
                       const at::Tensor& bias) {
-  if (!IsHalf(input) || !UseWideProducts()) {
+  if (!IsWide(input)) {
     return Linear(at::gelu(input, "tanh"), weight, bias);
   }
   return WideLinear::apply(
@@ -222,7 +227,7 @@ at::Tensor GeluLinear(const at::Tensor& input, const at::Tensor& weight,
 
 at::Tensor CausalAttention(const at::Tensor& query, const at::Tensor& key,
                            const at::Tensor& value) {
-  if (!IsHalf(query) || !UseWideProducts()) {
+  if (!IsWide(query)) {
     return HeadsSideBySide(
         at::scaled_dot_product_attention(query, key, value, {}, 0.0, true));
   }

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/log.h"
+#include "engine/device/torch_device.h"
 #include "engine/torch_status.h"
 
 namespace stowage::engine {
@@ -53,6 +54,7 @@ Coordinator::Coordinator(const CoordinatorOptions& options,
       live_plan_(options.limits,
                  PlanUnits(options, *layout, units, &persistent_)) {
   const at::ScalarType dtype = ToScalarType(layout->param_dtype());
+  const at::Device device = TorchDevice(exchange->device());
   units_.resize(units.size());
   for (std::size_t u = 0; u < units.size(); ++u) {
     const Layout::Unit& shape = layout->units()[u];
@@ -60,7 +62,8 @@ Coordinator::Coordinator(const CoordinatorOptions& options,
     state.params.resize(units[u].params.size());
     borrows_.push_back(units[u].borrows);
     if (!partitioned()) {
-      state.own = at::zeros({shape.elems}, at::TensorOptions().dtype(dtype));
+      state.own = at::zeros({shape.elems},
+                            at::TensorOptions().dtype(dtype).device(device));
     }
     for (const Layout::Param& param : shape.params) {
       const auto index = static_cast<std::size_t>(param.declared_index);
@@ -71,7 +74,7 @@ Coordinator::Coordinator(const CoordinatorOptions& options,
       if (!slot.persistent) state.all_persistent = false;
       at::Tensor& tensor = units[u].params[index];
       if (partitioned()) {
-        slot.storage = GatheredStorage::Adopt(tensor, dtype, &ledger_);
+        slot.storage = GatheredStorage::Adopt(tensor, dtype, &ledger_, device);
       } else {
         tensor.set_data(state.own.narrow(0, param.begin_elems, param.elems)
                             .view(tensor.sizes()));
@@ -95,6 +98,15 @@ bool Coordinator::NeedsGather(std::int32_t unit) const {
   return state.version != step_ || (!state.fetched && !state.all_persistent);
 }
 
+// Where the exchange's units are.
+void Coordinator::Copy(void* to, const std::byte* from, std::int64_t bytes) {
+  if (Device* const device = exchange_->device(); device != nullptr) {
+    ThrowIfError(device->Copy(static_cast<std::byte*>(to), from, bytes));
+  } else {
+    std::memcpy(to, from, static_cast<std::size_t>(bytes));
+  }
+}
+
 // Exchanges that take their buffer back: persistent parameters are copied into
 // memory that stays.
 void Coordinator::KeepPersistent(UnitState& state, const std::byte* data) {
@@ -102,10 +114,12 @@ void Coordinator::KeepPersistent(UnitState& state, const std::byte* data) {
   for (Param& param : state.params) {
     if (!param.persistent) continue;
     if (!param.kept.defined()) {
-      param.kept = at::empty({param.storage.bytes()}, at::kByte);
+      param.kept = at::empty({param.storage.bytes()},
+                             at::TensorOptions(at::kByte).device(
+                                 TorchDevice(exchange_->device())));
     }
-    std::memcpy(param.kept.data_ptr(), data + param.begin_elems * width,
-                static_cast<std::size_t>(param.storage.bytes()));
+    Copy(param.kept.data_ptr(), data + param.begin_elems * width,
+         param.storage.bytes());
     if (!param.storage.filled()) param.storage.Fill(param.kept.data_ptr());
   }
 }
@@ -145,7 +159,8 @@ void Coordinator::Refresh(std::int32_t unit) {
   absl::StatusOr<std::span<const std::byte>> data =
       exchange_->Fetch(unit, step_);
   ThrowIfError(data.status());
-  std::memcpy(state.own.data_ptr(), data->data(), data->size());
+  Copy(state.own.data_ptr(), data->data(),
+       static_cast<std::int64_t>(data->size()));
   exchange_->Release(unit);
   if (state.started) {
     ahead_elems_ -= layout_->units()[static_cast<std::size_t>(unit)].elems;

@@ -123,6 +123,7 @@ class Coordinator {
   void Carry(const plan::LivePlan::Actions& actions);
   void Gather(std::int32_t unit);
   bool NeedsGather(std::int32_t unit) const;
+  void Copy(void* to, const std::byte* from, std::int64_t bytes);
   void KeepPersistent(UnitState& state, const std::byte* data);
   void Release(std::int32_t unit);
   void Refresh(std::int32_t unit);

@@ -32,18 +32,21 @@ void GatheredLedger::Add(std::int64_t bytes) {
 
 GatheredStorage GatheredStorage::Adopt(at::Tensor& parameter,
                                        at::ScalarType dtype,
-                                       GatheredLedger* ledger) {
+                                       GatheredLedger* ledger,
+                                       c10::Device device) {
   GatheredStorage gathered;
+  gathered.device_ = device;
   gathered.ledger_ = ledger;
   gathered.bytes_ =
       parameter.numel() * static_cast<std::int64_t>(c10::elementSize(dtype));
   gathered.storage_ = c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t{}, 0,
-      c10::DataPtr(nullptr, c10::Device(c10::kCPU)), nullptr,
+      c10::StorageImpl::use_byte_size_t{}, 0, c10::DataPtr(nullptr, device),
+      nullptr,
       /*resizable=*/false);
   at::Tensor empty = at::detail::make_tensor<c10::TensorImpl>(
       c10::Storage(gathered.storage_),
-      c10::DispatchKeySet(c10::DispatchKey::CPU),
+      c10::DispatchKeySet(device.is_cuda() ? c10::DispatchKey::CUDA
+                                           : c10::DispatchKey::CPU),
       c10::scalarTypeToTypeMeta(dtype));
   empty.unsafeGetTensorImpl()->set_sizes_contiguous(parameter.sizes());
   parameter.set_data(empty);
@@ -58,14 +61,14 @@ void GatheredStorage::Fill(const void* data) {
   auto* address = const_cast<void*>(data);
   storage_->set_data_ptr_noswap(c10::DataPtr(
       address, std::make_unique<Entry>(Entry{ledger_, bytes_}).release(),
-      &DropEntry, c10::Device(c10::kCPU)));
+      &DropEntry, device_));
   storage_->set_nbytes(static_cast<std::size_t>(bytes_));
   filled_ = true;
 }
 
 void GatheredStorage::Empty() {
   if (!filled_) return;
-  storage_->set_data_ptr_noswap(c10::DataPtr(nullptr, c10::Device(c10::kCPU)));
+  storage_->set_data_ptr_noswap(c10::DataPtr(nullptr, device_));
   storage_->set_nbytes(0);
   filled_ = false;
 }

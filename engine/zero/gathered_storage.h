@@ -41,9 +41,11 @@ class GatheredStorage {
   // Gives `parameter` (a leaf of any content; its old data is freed if nobody
   // else holds it) an empty storage for `shape` elements of `dtype`. The
   // parameter keeps its identity: modules and tied references see the change.
+  // `device`: where what it is filled with will be.
   // Ownership: the ledger must outlive every storage and view.
   static GatheredStorage Adopt(at::Tensor& parameter, at::ScalarType dtype,
-                               GatheredLedger* ledger);
+                               GatheredLedger* ledger,
+                               c10::Device device = c10::Device(c10::kCPU));
 
   // Points the storage at `data` (bytes() long), which stays the caller's and
   // must live until Empty(). Requires: empty.
@@ -57,6 +59,7 @@ class GatheredStorage {
  private:
   c10::intrusive_ptr<c10::StorageImpl> storage_;
   GatheredLedger* ledger_ = nullptr;
+  c10::Device device_ = c10::Device(c10::kCPU);
   std::int64_t bytes_ = 0;
   bool filled_ = false;
 };

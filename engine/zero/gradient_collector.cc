@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/device/torch_device.h"
 #include "engine/torch_status.h"
 #include "engine/zero/coordinator.h"
 
@@ -118,13 +119,20 @@ void GradientCollector::Copy(std::int32_t unit_index, const Param& param,
   const Dtype dtype = layout_->param_dtype();
   std::byte* place = Target(unit_index) + param.begin_elems * DtypeBytes(dtype);
   const auto bytes = static_cast<std::size_t>(param.elems * DtypeBytes(dtype));
-  if (gradient.is_contiguous() &&
-      gradient.scalar_type() == ToScalarType(dtype)) {
-    std::memcpy(place, gradient.data_ptr(), bytes);
-  } else {
+  Device* const device = exchange_->device();
+  if (!gradient.is_contiguous() ||
+      gradient.scalar_type() != ToScalarType(dtype)) {
     at::from_blob(place, gradient.sizes(),
-                  at::TensorOptions().dtype(ToScalarType(dtype)))
+                  at::TensorOptions()
+                      .dtype(ToScalarType(dtype))
+                      .device(TorchDevice(device)))
         .copy_(gradient);
+  } else if (device != nullptr) {
+    ThrowIfError(device->Copy(
+        place, static_cast<const std::byte*>(gradient.const_data_ptr()),
+        static_cast<std::int64_t>(bytes)));
+  } else {
+    std::memcpy(place, gradient.data_ptr(), bytes);
   }
   copied_bytes_ += static_cast<std::int64_t>(bytes);
 }
@@ -154,6 +162,14 @@ void GradientCollector::CountArrival(std::int32_t unit_index, Param& param) {
   }
 }
 
+void GradientCollector::Clear(std::byte* place, std::int64_t bytes) {
+  if (Device* const device = exchange_->device(); device != nullptr) {
+    ThrowIfError(device->Clear(place, bytes));
+  } else {
+    std::memset(place, 0, static_cast<std::size_t>(bytes));
+  }
+}
+
 void GradientCollector::EndBackward() {
   open_ = false;
   const std::int64_t width = DtypeBytes(layout_->param_dtype());
@@ -166,8 +182,8 @@ void GradientCollector::EndBackward() {
       CopyHeld(unit_index);
       for (const Param& param : unit.params) {
         if (!param.trainable || param.arrived) continue;
-        std::memset(Target(unit_index) + param.begin_elems * width, 0,
-                    static_cast<std::size_t>(param.elems * width));
+        Clear(Target(unit_index) + param.begin_elems * width,
+              param.elems * width);
       }
     }
     ThrowIfError(exchange_->GradientReady(step_, micro_, unit_index, empty));

@@ -76,6 +76,7 @@ class GradientCollector {
   void Arrive(std::int32_t unit, std::size_t index, const at::Tensor& gradient);
   void Copy(std::int32_t unit, const Param& param, const at::Tensor& gradient);
   void CopyHeld(std::int32_t unit);
+  void Clear(std::byte* place, std::int64_t bytes);
   void CountArrival(std::int32_t unit, Param& param);
   std::byte* Target(std::int32_t unit);
 

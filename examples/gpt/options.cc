@@ -74,6 +74,12 @@ ParsedOptions ParseOptions(int argc, char** argv) {
           ->expected(0, 1);
   app.add_option("--exchange", o.exchange,
                  "auto, segments (ranks of one host) or c10d");
+  app.add_option(
+         "--device", o.device,
+         "what ranks compute on: cpu; cuda or cuda:N (local rank r "
+         "takes GPU N + r); auto (cuda where there is a GPU); twin (the "
+         "CPU as if it were a GPU, for tests)")
+      ->capture_default_str();
   CLI::Option_group* model = app.add_option_group("model");
   model->add_option("--layers", o.model.layers)
       ->check(CLI::Range(1, 1000))

@@ -27,6 +27,7 @@ struct Options {
   std::int64_t save_keep = 0;   // checkpoints left in the folder; 0: all
   std::string resume;           // empty, "latest", a step or a path
   std::string exchange;
+  std::string device = "cpu";
   ModelOptions model;
   std::optional<std::int64_t> micro_batch;
   std::optional<std::int64_t> accumulation;

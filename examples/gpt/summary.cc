@@ -41,7 +41,9 @@ std::string Traffic(const engine::ExchangeTraffic& traffic) {
       ", \"largest_reduce_bytes\": ", traffic.largest_reduce_bytes,
       ", \"reduces_under_way_max\": ", traffic.reduces_under_way_max,
       ", \"gathered_bytes_peak\": ", traffic.gathered_bytes_peak,
-      ", \"reduce_bytes_peak\": ", traffic.reduce_bytes_peak);
+      ", \"reduce_bytes_peak\": ", traffic.reduce_bytes_peak,
+      ", \"copied_in_bytes\": ", traffic.copied_in_bytes,
+      ", \"copied_out_bytes\": ", traffic.copied_out_bytes);
 }
 
 }  // namespace
@@ -80,8 +82,9 @@ absl::Status WriteSummary(const std::string& path, const RunFacts& facts,
       ",\n  \"skipped_steps\": ", engine.skipped_steps(),
       ",\n  \"exchange\": {\"name\": \"", std::string(engine.exchange().name()),
       "\", \"because\": \"", engine.exchange_reason(), "\", ",
-      Traffic(engine.exchange().traffic()),
-      "},\n  \"server\": {\"pid\": ", facts.server.pid, ", \"version\": \"",
+      Traffic(engine.exchange().traffic()), ", \"device\": \"",
+      std::string(engine.device_name()),
+      "\"},\n  \"server\": {\"pid\": ", facts.server.pid, ", \"version\": \"",
       facts.server.version, "\", \"pinned_bytes\": ", facts.server.pinned_bytes,
       ", \"param_bytes\": ", facts.job.param_bytes,
       ", \"state_bytes\": ", facts.job.state_bytes,
@@ -143,6 +146,13 @@ void PrintTables(const RunFacts& facts, const engine::Engine& engine) {
         static_cast<long>(traffic.gathers),
         HumanBytes(traffic.reduce_bytes).c_str(),
         static_cast<long>(traffic.reduces));
+    if (engine.device_name() != "cpu") {
+      std::printf(
+          "    copied to the device       %12s\n"
+          "    copied from the device     %12s\n",
+          HumanBytes(traffic.copied_in_bytes).c_str(),
+          HumanBytes(traffic.copied_out_bytes).c_str());
+    }
   } else {
     std::printf("    optimizer state            %12s\n", "0 B");
   }

@@ -123,7 +123,9 @@ absl::StatusOr<std::string> Generate(engine::Engine& engine,
             static_cast<unsigned char>(text[text.size() - length + t]);
       }
       const at::Tensor probability =
-          (model(tokens)[0][-1].to(at::kDouble) / 0.8).softmax(0).cumsum(0);
+          (model(tokens.to(engine.device()))[0][-1].cpu().to(at::kDouble) / 0.8)
+              .softmax(0)
+              .cumsum(0);
       state ^= state << 13;
       state ^= state >> 7;
       state ^= state << 17;
@@ -229,7 +231,8 @@ class Trainer {
         STOWAGE_ASSIGN_OR_RETURN(
             const at::Tensor loss,
             engine_.Forward([&, &tokens = tokens, &targets = targets] {
-              return Loss(model_(tokens), targets);
+              return Loss(model_(tokens.to(engine_.device())),
+                          targets.to(engine_.device()));
             }));
         STOWAGE_RETURN_IF_ERROR(engine_.Backward(loss));
       }
@@ -386,6 +389,7 @@ absl::StatusOr<engine::EngineOptions> MakeEngineOptions(
   made.server = options.server;
   made.job = options.job;
   made.exchange = options.exchange;
+  made.device = options.device;
   made.seed = options.seed;
   made.server_threads = options.server_threads;
   made.monitor_root = options.out;

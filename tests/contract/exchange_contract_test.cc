@@ -1,18 +1,22 @@
 // What every exchange between ranks promises (engine/exchange/exchange.h): one
 // suite, run with ranks as threads over segments of a server, over process
 // groups (Gloo) with shards in a server, and over process groups with shards on
-// the ranks, whole or partitioned.
+// the ranks, whole or partitioned. Over process groups also with units and
+// gradients on a device: the twin.
 
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -37,6 +41,7 @@ constexpr double kLr = 0.01;
 enum class Way : std::uint8_t {
   kSegments,
   kServerShards,
+  kServerKept,  // parameters are not offloaded: a shard is kept
   kRankShards,
   kReplicated,
 };
@@ -47,6 +52,8 @@ std::string NameOf(Way way) {
       return "Segments";
     case Way::kServerShards:
       return "GlooServerShards";
+    case Way::kServerKept:
+      return "GlooServerKept";
     case Way::kRankShards:
       return "GlooRankShards";
     case Way::kReplicated:
@@ -59,6 +66,7 @@ struct Case {
   Way way;
   int ranks;
   std::int32_t micro_steps;
+  const char* device = "cpu";
 };
 
 // A unit that no part divides evenly, one with a frozen parameter, a tiny one.
@@ -88,21 +96,28 @@ class ExchangeContract : public ::testing::TestWithParam<Case> {
  protected:
   struct Rank {
     std::unique_ptr<Rendezvous> rendezvous;
+    std::unique_ptr<Device> device;
     std::unique_ptr<client::Session> session;
     std::unique_ptr<Exchange> exchange;
+    // By the test itself, to see and to write what is on the device.
+    std::int64_t test_copied_in = 0;
+    std::int64_t test_copied_out = 0;
   };
 
   int ranks() const { return GetParam().ranks; }
   std::int32_t micros() const { return GetParam().micro_steps; }
+  static bool OverGroups() { return GetParam().way != Way::kSegments; }
+  static bool InServer() {
+    return GetParam().way == Way::kSegments ||
+           GetParam().way == Way::kServerShards ||
+           GetParam().way == Way::kServerKept;
+  }
 
   void SetUp() override {
     layout_ = Layout::Create(Model()).value();
     plan_ = plan::ShardPlan(
         layout_, GetParam().way == Way::kReplicated ? 1 : GetParam().ranks);
-    if (GetParam().way == Way::kSegments ||
-        GetParam().way == Way::kServerShards) {
-      StartServer();
-    }
+    if (InServer()) StartServer();
     const std::string file = folder_.path() + "/rendezvous";
     ::setenv("STOWAGE_RENDEZVOUS_FILE", file.c_str(), 1);
     ranks_.resize(static_cast<std::size_t>(ranks()));
@@ -114,6 +129,11 @@ class ExchangeContract : public ::testing::TestWithParam<Case> {
       ForEachRank([this](int r) {
         if (At(r).exchange == nullptr) return;
         EXPECT_TRUE(At(r).exchange->Close(true).ok());
+        if (At(r).device != nullptr) {
+          EXPECT_EQ(At(r).device->counters().registered_bytes, 0);
+          At(r).exchange.reset();
+          EXPECT_EQ(At(r).device->counters().allocated_bytes, 0);
+        }
       });
     }
     ranks_.clear();
@@ -162,7 +182,7 @@ class ExchangeContract : public ::testing::TestWithParam<Case> {
       run.world_size = ranks();
       run.local_ranks = ranks();
       run.micro_steps = micros();
-      run.shards = GetParam().way == Way::kServerShards;
+      run.shards = OverGroups();
       auto session = client_->Attach(job, run, r, {});
       ASSERT_TRUE(session.ok()) << session.status();
       rank.session = *std::move(session);
@@ -182,10 +202,13 @@ class ExchangeContract : public ::testing::TestWithParam<Case> {
       *group = *std::move(made);
     }
     const bool replicated = GetParam().way == Way::kReplicated;
+    rank.device = OpenDevice(GetParam().device, r).value();
+    const bool keep = GetParam().way == Way::kServerKept;
     if (server) {
       parts.store = std::make_unique<ServerShards>(
           rank.session.get(), &plan_,
-          plan::MakeNodePart(layout_, plan_, 0, ranks()), r, micros(), false);
+          plan::MakeNodePart(layout_, plan_, 0, ranks()), r, micros(),
+          keep && rank.device == nullptr);
     } else {
       parts.store = std::make_unique<RankShards>(
           &layout_, &plan_, replicated ? 0 : r, OptimizerSpec{});
@@ -197,6 +220,8 @@ class ExchangeContract : public ::testing::TestWithParam<Case> {
     options.verdict_ranks = server ? ranks() : 1;
     options.replicated = replicated;
     if (server) options.initial_share = {r, ranks()};
+    options.device = rank.device.get();
+    options.keep_shards = keep && rank.device != nullptr;
     rank.exchange = std::make_unique<C10dExchange>(options, &layout_, &plan_,
                                                    std::move(parts));
   }
@@ -227,13 +252,45 @@ class ExchangeContract : public ::testing::TestWithParam<Case> {
     EXPECT_TRUE(bytes.ok()) << bytes.status();
     std::vector<float> values;
     if (!bytes.ok()) return values;
-    const auto* at = reinterpret_cast<const float*>(bytes->data());
+    std::vector<std::byte> host(bytes->size());
+    if (Device* const device = ExchangeOf(r).device(); device != nullptr) {
+      auto copy = device->CopyOut(host.data(), bytes->data(),
+                                  static_cast<std::int64_t>(host.size()));
+      EXPECT_TRUE(copy.ok() && (*copy)->Wait().ok());
+      At(r).test_copied_out += static_cast<std::int64_t>(host.size());
+    } else {
+      std::memcpy(host.data(), bytes->data(), host.size());
+    }
+    const auto* at = reinterpret_cast<const float*>(host.data());
     for (const Layout::Param& param : Unit(unit).params) {
       values.insert(values.end(), at + param.begin_elems,
                     at + param.begin_elems + param.elems);
     }
     ExchangeOf(r).Release(unit);
     return values;
+  }
+
+  // Parameter by parameter: what lies between them is the exchange's.
+  void WriteGradient(int r, std::int32_t unit, std::span<std::byte> target,
+                     const std::vector<float>& values) {
+    Device* const device = ExchangeOf(r).device();
+    for (const Layout::Param& param : Unit(unit).params) {
+      if (param.frozen) continue;
+      std::byte* const to =
+          target.data() + param.begin_elems * std::int64_t{sizeof(float)};
+      const auto* const from =
+          reinterpret_cast<const std::byte*>(values.data() + param.begin_elems);
+      const auto bytes = param.elems * static_cast<std::int64_t>(sizeof(float));
+      if (device == nullptr) {
+        std::memcpy(to, from, static_cast<std::size_t>(bytes));
+        continue;
+      }
+      auto copy = device->CopyIn(to, from, bytes);
+      ASSERT_TRUE(copy.ok()) << copy.status();
+      ASSERT_TRUE((*copy)->JoinCompute().ok());
+      ASSERT_TRUE((*copy)->Wait().ok());  // `values` ends with the caller
+      At(r).test_copied_in += bytes;
+    }
   }
 
   // Backwards through the units, as autograd does. `poison`: a rank whose first
@@ -247,16 +304,17 @@ class ExchangeContract : public ::testing::TestWithParam<Case> {
         if (!empty) {
           const auto target = exchange.GradientTarget(step, micro, u);
           ASSERT_TRUE(target.ok()) << target.status();
-          auto* const at = reinterpret_cast<float*>(target->data());
+          std::vector<float> values(target->size() / sizeof(float));
           for (const Layout::Param& param : Unit(u).params) {
             for (std::int64_t i = param.begin_elems;
                  !param.frozen && i < param.begin_elems + param.elems; ++i) {
-              at[i] = Gradient(r, micro, u, i);
+              values[static_cast<std::size_t>(i)] = Gradient(r, micro, u, i);
             }
           }
           if (r == poison && u == 1) {
-            at[0] = std::numeric_limits<float>::infinity();
+            values[0] = std::numeric_limits<float>::infinity();
           }
+          WriteGradient(r, u, *target, values);
         }
         ASSERT_TRUE(exchange.GradientReady(step, micro, u, empty).ok());
       }
@@ -445,13 +503,96 @@ TEST_P(ExchangeContract, StateIsReadWhereItIsHeld) {
   });
 }
 
+// What crosses between host and device in a step, in bytes a rank: its shard
+// for every gather (once a step where it is kept), its reduced shard for every
+// reduction. A store on the rank adds the ranks' parts up itself, in the order
+// that fixes the bits, and gets all of them.
+TEST_P(ExchangeContract, BytesToAndFromTheDeviceAreTheFormulas) {
+  constexpr std::int64_t kWidth = sizeof(float);
+  constexpr int kFetches = 2;  // of every unit: forward and backward
+  const Way way = GetParam().way;
+  ForEachRank([this](int r) { Initialize(r); });
+  for (const std::int64_t step : {0, 1}) {
+    std::vector<ExchangeTraffic> before;
+    for (int r = 0; r < ranks(); ++r) {
+      before.push_back(ExchangeOf(r).traffic());
+      At(r).test_copied_in = At(r).test_copied_out = 0;
+    }
+    ForEachRank([&](int r) {
+      for (int i = 0; i < kFetches; ++i) {
+        for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+          Values(r, u, step);
+        }
+      }
+    });
+    Step(step);
+    for (int r = 0; r < ranks(); ++r) {
+      const int part = way == Way::kReplicated ? 0 : r;
+      std::int64_t shard = 0;
+      std::int64_t gradient = 0;
+      for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+        shard += plan_.Shard(u, part).elems() * kWidth;
+        gradient += plan_.GradientShard(u, part).elems() * kWidth;
+      }
+      const std::int64_t in =
+          way == Way::kServerKept ? shard : kFetches * shard;
+      const std::int64_t out =
+          way == Way::kReplicated   ? gradient  // at the boundary
+          : way == Way::kRankShards ? micros() * ranks() * gradient
+                                    : micros() * gradient;
+      const ExchangeTraffic traffic = ExchangeOf(r).traffic();
+      const auto at = static_cast<std::size_t>(r);
+      const bool device = ExchangeOf(r).device() != nullptr;
+      EXPECT_EQ(traffic.copied_in_bytes - before[at].copied_in_bytes -
+                    At(r).test_copied_in,
+                device ? in : 0)
+          << "rank " << r << " step " << step;
+      EXPECT_EQ(traffic.copied_out_bytes - before[at].copied_out_bytes -
+                    At(r).test_copied_out,
+                device ? out : 0)
+          << "rank " << r << " step " << step;
+    }
+  }
+}
+
+// Parameters that a rank reads and gradients that it writes in the server's
+// segments are registered; nothing twice, which the twin would refuse.
+TEST_P(ExchangeContract, RegistersTheSegmentsOfItsShard) {
+  ForEachRank([this](int r) {
+    Initialize(r);
+    if (At(r).device == nullptr) return;
+    const std::int64_t registered = At(r).device->counters().registered_bytes;
+    if (!InServer()) {
+      EXPECT_EQ(registered, 0);
+      return;
+    }
+    std::int64_t least = 0;
+    std::int64_t most = 0;
+    for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+      for (const auto& [range, times] :
+           {std::pair{plan_.Shard(u, r), 1},
+            std::pair{plan_.GradientShard(u, r), micros()}}) {
+        if (range.empty()) continue;
+        const auto bytes =
+            range.elems() * static_cast<std::int64_t>(sizeof(float));
+        least += times * bytes;
+        most += times * (bytes + 2 * 4096);
+      }
+    }
+    EXPECT_GE(registered, least);
+    EXPECT_LE(registered, most);
+  });
+}
+
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  for (const Way way : {Way::kSegments, Way::kServerShards, Way::kRankShards,
-                        Way::kReplicated}) {
+  for (const Way way : {Way::kSegments, Way::kServerShards, Way::kServerKept,
+                        Way::kRankShards, Way::kReplicated}) {
     for (const int ranks : {1, 2, 3}) {
       for (const std::int32_t micros : {1, 2}) {
         cases.push_back({way, ranks, micros});
+        if (way == Way::kSegments) continue;
+        cases.push_back({way, ranks, micros, "twin"});
       }
     }
   }
@@ -460,10 +601,13 @@ std::vector<Case> Cases() {
 
 INSTANTIATE_TEST_SUITE_P(All, ExchangeContract, ::testing::ValuesIn(Cases()),
                          [](const ::testing::TestParamInfo<Case>& tested) {
-                           return absl::StrCat(NameOf(tested.param.way),
-                                               "Ranks", tested.param.ranks,
-                                               "Micros",
-                                               tested.param.micro_steps);
+                           return absl::StrCat(
+                               NameOf(tested.param.way), "Ranks",
+                               tested.param.ranks, "Micros",
+                               tested.param.micro_steps,
+                               tested.param.device == std::string_view("cpu")
+                                   ? ""
+                                   : "Twin");
                          });
 
 }  // namespace

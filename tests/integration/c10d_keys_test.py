@@ -11,6 +11,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import processes as p
 
 STEPS = 4
+# Of TINY: 2 layers of width 64, vocabulary 256, context 32.
+PARAMS = (256 * 64 + 32 * 64 + 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64 + 256 * 64)
+NOTHING_KEPT = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0,
+                "stage3_prefetch_bucket_size": 0,
+                "stage3_param_persistence_threshold": 0}
 
 
 class C10dKeys(unittest.TestCase):
@@ -24,8 +29,8 @@ class C10dKeys(unittest.TestCase):
     def tearDownClass(cls):
         cls.folder.__exit__()
 
-    def run_with(self, stage=2, ranks=2, top=None, **zero):
-        key = json.dumps([stage, ranks, top, zero], sort_keys=True)
+    def run_with(self, stage=2, ranks=2, top=None, device="cpu", **zero):
+        key = json.dumps([stage, ranks, top, device, zero], sort_keys=True)
         if key in self.cache:
             return self.cache[key]
         name = self.names.setdefault(key, f"run{len(self.cache)}")
@@ -39,7 +44,8 @@ class C10dKeys(unittest.TestCase):
         result = p.train(
             config, self.folder.file("text"), *p.TINY, "--ranks", str(ranks),
             "--micro-batch", "2", "--steps", str(STEPS), "--exchange", "c10d",
-            "--rank-threads", "1", "--no-weights", "--out", out, "--trace",
+            "--rank-threads", "1", "--no-weights", "--device", device, "--out",
+            out, "--trace",
             out + ".trace", "--log-level", "warning")
         self.assertEqual(result.returncode, 0, result.stderr)
         with open(out + "/summary.json") as file:
@@ -166,7 +172,8 @@ class C10dKeys(unittest.TestCase):
                 (3, 3, {"stage3_max_reuse_distance": 0})):
             with self.subTest(ranks=ranks, stage=stage, zero=zero):
                 traffic, _ = self.run_with(stage=stage, ranks=ranks, **zero)
-                key = json.dumps([stage, ranks, None, zero], sort_keys=True)
+                key = json.dumps([stage, ranks, None, "cpu", zero],
+                                 sort_keys=True)
                 name = self.folder.file(self.names[key])
                 out = subprocess.run(
                     [f"{p.BIN}/stowctl", "plan", name + ".json", "--run", name,
@@ -178,6 +185,26 @@ class C10dKeys(unittest.TestCase):
                     (traffic["gather_bytes"], traffic["reduce_bytes"]),
                     (sent["params_first_step"] + (STEPS - 1) * sent["params"],
                      STEPS * sent["gradients"]))
+
+    def test_volume_to_and_from_a_device(self):
+        """A rank's part of the parameters for every gather, and of the
+        gradients for every reduction; messages between ranks as without."""
+        for ranks in (1, 2):
+            host, losses = self.run_with(stage=3, ranks=ranks, **NOTHING_KEPT)
+            self.assertEqual(host["copied_in_bytes"], 0)
+            traffic, other = self.run_with(stage=3, ranks=ranks, device="twin",
+                                           **NOTHING_KEPT)
+            self.assertEqual(losses, other)
+            for key in ("gather_bytes", "reduce_bytes", "gathers", "reduces"):
+                self.assertEqual(traffic[key], host[key], key)
+            part = PARAMS * 4 / ranks
+            copied_in = traffic["copied_in_bytes"] / STEPS
+            copied_out = traffic["copied_out_bytes"] / STEPS
+            print(f"{ranks} ranks: {copied_in:.0f} bytes in and "
+                  f"{copied_out:.0f} out a step and rank, "
+                  f"parameters / ranks = {part:.0f}")
+            self.assertAlmostEqual(copied_in / (2 * part), 1, delta=0.08)
+            self.assertAlmostEqual(copied_out / part, 1, delta=0.08)
 
 
 def up(value, multiple):

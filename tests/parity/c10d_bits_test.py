@@ -1,7 +1,8 @@
 """Between process groups the trained state is the same bits from run to run at
-the same number of ranks; a file that the other exchange wrote is within
-tolerance."""
+the same number of ranks, and the same with units and gradients on a device (the
+twin)."""
 
+import json
 import os
 import sys
 import unittest
@@ -36,7 +37,19 @@ class C10dBits(unittest.TestCase):
                                "c10d")
             self.assertEqual(first[1], again[1], "losses and norms")
             self.assertEqual(first[0], again[0], "weights")
-            return first
+            self.check_twin(folder, zero, ranks, first)
+
+    def check_twin(self, folder, zero, ranks, first):
+        twin = self.train(folder, "twin", zero, ranks, "--device", "twin")
+        self.assertEqual(first[1], twin[1], "losses and norms")
+        self.assertEqual(first[0], twin[0], "weights")
+        with open(folder.file("twin/summary.json")) as file:
+            exchange = json.load(file)["exchange"]
+        self.assertEqual(exchange["device"], "twin")
+        self.assertEqual(exchange["name"], "c10d")
+        # What crossed it is in c10d_keys_test and in the contract suite.
+        self.assertGreater(exchange["copied_in_bytes"], 0)
+        self.assertGreater(exchange["copied_out_bytes"], 0)
 
     def test_stage0(self):
         self.check({"stage": 0}, 3)
@@ -47,6 +60,19 @@ class C10dBits(unittest.TestCase):
     def test_stage3_state_in_the_server(self):
         self.check({"stage": 3, "offload_optimizer": {"device": "cpu"},
                     "offload_param": {"device": "cpu"}}, 4)
+
+    def test_stage3_parameters_on_a_device_of_one_rank(self):
+        zero = {"stage": 3, "offload_optimizer": {"device": "cpu"},
+                "offload_param": {"device": "none"}}
+        with p.Folder() as folder:
+            first = self.train(folder, "first", zero, 1, "--exchange", "c10d")
+            self.check_twin(folder, zero, 1, first)
+
+    def test_stage1_at_the_boundary_on_a_device(self):
+        zero = {"stage": 1, "offload_optimizer": {"device": "cpu"}}
+        with p.Folder() as folder:
+            first = self.train(folder, "first", zero, 2, "--exchange", "c10d")
+            self.check_twin(folder, zero, 2, first)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-// ProcessGroupNCCL for the c10d exchange, or the refusal of a build without
-// CUDA. The only place that names NCCL.
+// A process group over NCCL for the c10d exchange, made by the CUDA module.
 
 #pragma once
 
@@ -16,7 +15,8 @@ struct NcclGroup {
   at::Device device = at::Device(at::kCPU);  // of this rank
 };
 
-// Errors: kUnimplemented in a build without CUDA.
+// Requires: Device::MakeCuda() first; the group is of that GPU.
+// Errors: LoadCudaModule()'s.
 absl::StatusOr<NcclGroup> MakeNcclGroup(
     const c10::intrusive_ptr<c10d::Store>& store, int rank, int ranks,
     std::chrono::milliseconds timeout);

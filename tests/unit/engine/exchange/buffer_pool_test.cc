@@ -9,10 +9,10 @@ namespace {
 
 TEST(BufferPool, UsesABufferAgain) {
   BufferPool pool;
-  const auto first = pool.Take(1000);
+  const auto first = pool.Take(1000).value();
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(first.data()) % 64, 0U);
   pool.Give(first);
-  EXPECT_EQ(pool.Take(1000).data(), first.data());
+  EXPECT_EQ(pool.Take(1000).value().data(), first.data());
   EXPECT_EQ(pool.used_bytes(), 1024);
 }
 
@@ -22,7 +22,7 @@ TEST(BufferPool, HoldsNoMoreThanWasEverInUse) {
   for (int round = 1; round < 40; ++round) {
     std::vector<std::span<std::byte>> taken;
     for (int i = 0; i < 3; ++i) {
-      taken.push_back(pool.Take(5000 + 3000 * ((round * 7 + i) % 11)));
+      taken.push_back(pool.Take(5000 + 3000 * ((round * 7 + i) % 11)).value());
     }
     most = std::max(most, pool.used_bytes());
     for (const auto& buffer : taken) pool.Give(buffer);

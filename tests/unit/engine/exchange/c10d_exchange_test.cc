@@ -68,7 +68,9 @@ class Recorded final : public Collectives {
 };
 
 struct Rig {
-  Rig(int ranks, C10dOptions options) : plan(layout, ranks) {
+  Rig(int ranks, C10dOptions options, const char* on = "cpu")
+      : device(OpenDevice(on, 0).value()), plan(layout, ranks) {
+    options.device = device.get();
     auto store =
         std::make_unique<RankShards>(&layout, &plan, 0, OptimizerSpec{});
     std::vector<float> values(5000);
@@ -101,6 +103,7 @@ struct Rig {
   }
 
   Layout layout = Model();
+  std::unique_ptr<Device> device;
   plan::ShardPlan plan;
   Recorded* group = nullptr;
   std::unique_ptr<C10dExchange> exchange;
@@ -145,6 +148,31 @@ TEST(C10dExchange, APrefetchedUnitIsGatheredOnce) {
   rig.exchange->Release(0);
   EXPECT_EQ(rig.group->gathers.size(), 2U);
   EXPECT_GT(rig.exchange->traffic().gathered_bytes_peak, 0);
+}
+
+TEST(C10dExchangeOnADevice, GathersWhatWasCopiedThere) {
+  for (const std::int64_t bucket : {2048L, 1'000'000L}) {
+    for (const bool all_gather : {true, false}) {
+      for (const bool keep : {true, false}) {
+        for (const int ranks : {1, 2, 3}) {
+          C10dOptions options;
+          options.gather_bucket_elems = bucket;
+          options.all_gather = all_gather;
+          options.keep_shards = keep;
+          Rig rig(ranks, options, "twin");
+          rig.CheckOwnPart();
+          rig.exchange->StartFetch(0, 0);
+          rig.exchange->Release(0);
+          rig.CheckOwnPart();
+          const std::int64_t shard = rig.plan.Shard(0, 0).elems() * 4;
+          EXPECT_EQ(rig.exchange->traffic().copied_in_bytes,
+                    keep ? shard : 3 * shard)
+              << ranks;
+          ASSERT_TRUE(rig.exchange->Close(true).ok());
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

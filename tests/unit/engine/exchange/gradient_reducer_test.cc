@@ -9,7 +9,11 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <memory>
+#include <string_view>
 #include <vector>
+
+#include "optim/kernels.h"
 
 namespace stowage::engine {
 namespace {
@@ -29,7 +33,7 @@ class SameEverywhere final : public Collectives {
   SameEverywhere(int rank, int ranks) : rank_(rank), ranks_(ranks) {}
   int rank() const override { return rank_; }
   int ranks() const override { return ranks_; }
-  std::string_view backend() const override { return "gloo"; }
+  std::string_view backend() const override { return backend_name; }
   absl::StatusOr<std::unique_ptr<Pending>> AllGather(
       std::span<std::byte>, std::span<const std::byte>) override {
     return absl::UnimplementedError("");
@@ -68,14 +72,22 @@ class SameEverywhere final : public Collectives {
     return std::make_unique<Instant>(&early);
   }
   absl::StatusOr<std::unique_ptr<Pending>> ReduceScatter(
-      Dtype, const void*, void*, std::int64_t) override {
-    return absl::UnimplementedError("");
+      Dtype dtype, const void* parts, void* mine,
+      std::int64_t part_elems) override {
+    Record(dtype, parts, ranks_ * part_elems);
+    EXPECT_EQ(dtype, Dtype::kFp32);
+    const auto* from = static_cast<const float*>(parts) + rank_ * part_elems;
+    for (std::int64_t i = 0; i < part_elems; ++i) {
+      static_cast<float*>(mine)[i] = from[i] * static_cast<float>(ranks_);
+    }
+    return std::make_unique<Instant>(&early);
   }
   absl::StatusOr<std::vector<std::vector<double>>> GatherValues(
       std::span<const double>) override {
     return absl::UnimplementedError("");
   }
 
+  std::string_view backend_name = "gloo";
   bool early = true;
   std::vector<std::int64_t> sizes;  // elements, by message
   std::vector<Dtype> dtypes;
@@ -96,7 +108,7 @@ class SameEverywhere final : public Collectives {
   int ranks_;
 };
 
-class Recorder final : public ShardStore {
+class Recorder : public ShardStore {
  public:
   const AttachInfo& info() const override { return info_; }
   absl::StatusOr<std::span<const std::byte>> AcquireShard(
@@ -109,6 +121,7 @@ class Recorder final : public ShardStore {
                            std::int64_t begin,
                            std::span<const void* const> parts, Dtype dtype,
                            std::int64_t elems) override {
+    if (elems == 0) return absl::OkStatus();
     std::vector<float> sum(static_cast<std::size_t>(elems));
     optim::BestKernels().accumulate(parts, dtype, true, sum.data(), elems);
     std::vector<float>& to = gradients[{unit, micro}];
@@ -119,7 +132,17 @@ class Recorder final : public ShardStore {
   absl::Status GradientDone(std::int64_t, std::int32_t micro, std::int32_t unit,
                             bool empty) override {
     done.push_back({unit, micro, empty});
+    // As the server does: what is there now counts.
+    if (places && !empty && !slots[unit].empty()) {
+      gradients[{unit, micro}] = slots[unit];
+    }
     return absl::OkStatus();
+  }
+  bool has_gradient_places() const override { return places; }
+  absl::StatusOr<std::byte*> GradientPlace(std::int64_t, std::int32_t,
+                                           std::int32_t unit,
+                                           std::int64_t begin) override {
+    return reinterpret_cast<std::byte*>(slots[unit].data() + begin);
   }
   absl::StatusOr<Verdict> Prepare(std::int64_t,
                                   std::span<const double>) override {
@@ -149,6 +172,8 @@ class Recorder final : public ShardStore {
     bool empty;
     friend bool operator==(const Done&, const Done&) = default;
   };
+  bool places = false;
+  std::map<std::int32_t, std::vector<float>> slots;  // by unit; with places
   std::map<std::pair<std::int32_t, std::int32_t>, std::vector<float>> gradients;
   std::vector<Done> done;
 
@@ -168,12 +193,19 @@ Layout Model() {
 
 // What rank `part` of `ranks` does in one micro step, units ready in `order`.
 struct OneRank {
-  OneRank(ReduceOptions options, int part, int ranks, int parts)
+  OneRank(ReduceOptions options, int part, int ranks, int parts,
+          const char* on = "cpu")
       : layout(Model()),
         plan(layout, parts),
         group(part, ranks),
-        reducer(options, &layout, &plan, parts == 1 ? 0 : part, &group,
-                &store) {}
+        device(OpenDevice(on, 0).value()),
+        reducer(options, &layout, &plan, parts == 1 ? 0 : part, &group, &store,
+                device.get()) {
+    for (const std::int32_t unit : {0, 2, 3}) {
+      store.slots[unit].resize(static_cast<std::size_t>(
+          plan.GradientShard(unit, parts == 1 ? 0 : part).elems()));
+    }
+  }
 
   static float Value(std::int32_t unit, std::int64_t element) {
     return static_cast<float>(unit * 10'000 + element + 1);
@@ -218,6 +250,7 @@ struct OneRank {
   plan::ShardPlan plan;
   SameEverywhere group;
   Recorder store;
+  std::unique_ptr<Device> device;
   GradientReducer reducer;
 };
 
@@ -281,6 +314,66 @@ TEST(GradientReducer, ARankWithoutAGradientSendsZeros) {
   ASSERT_TRUE(run.reducer.Finish().ok());
   for (const float value : run.store.gradients[{0, 0}]) EXPECT_EQ(value, 0);
   EXPECT_FALSE(run.store.done.back().empty);
+}
+
+TEST(GradientReducerOnADevice, TheBitsAreThoseOfTheHost) {
+  for (const std::string_view backend : {"gloo", "nccl"}) {
+    for (const Dtype dtype : {Dtype::kFp32, Dtype::kBf16, Dtype::kFp16}) {
+      for (const int ranks : {1, 2, 3}) {
+        for (const std::int64_t bucket : {64, 3000, 1'000'000}) {
+          for (const bool boundary : {false, true}) {
+            if (dtype != Dtype::kFp32 && (ranks == 1 || backend == "nccl")) {
+              continue;  // the group above adds in fp32 only
+            }
+            const ReduceOptions options{.bucket_elems = bucket,
+                                        .wire_dtype = dtype,
+                                        .divisor = 3,
+                                        .micro_steps = 2,
+                                        .at_boundary = boundary};
+            std::map<std::pair<std::int32_t, std::int32_t>, std::vector<float>>
+                want;
+            for (const char* on : {"cpu", "twin", "twin, places"}) {
+              const bool places = std::string_view(on).ends_with("places");
+              OneRank run(options, ranks - 1, ranks, ranks,
+                          places ? "twin" : on);
+              run.group.backend_name = backend;
+              run.store.places = places;
+              run.Micro(0, {3, 2, 0});
+              run.Micro(1, {3, 2, 0});
+              ASSERT_TRUE(run.reducer.Finish().ok());
+              EXPECT_EQ(run.reducer.buffers().used_bytes(), 0);
+              if (want.empty()) want = run.store.gradients;
+              EXPECT_EQ(run.store.gradients, want)
+                  << on << " " << backend << " " << ranks << " " << bucket;
+            }
+            EXPECT_GE(want.size(), boundary ? 1U : 2U);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(GradientReducerOnADevice, TheStoreIsToldWhenTheCopyIsDone) {
+  OneRank run({.bucket_elems = 64}, 0, 2, 2, "twin");
+  run.store.places = true;
+  run.group.early = false;
+  run.Micro(0, {3});
+  ASSERT_TRUE(run.reducer.Progress().ok());
+  EXPECT_EQ(run.device->counters().copies_out, 0);  // not arrived
+  run.group.early = true;
+  ASSERT_TRUE(run.reducer.Progress().ok());
+  EXPECT_GT(run.device->counters().copies_out, 0);  // started
+  EXPECT_TRUE(run.store.done.empty());
+  for (int i = 0; i < 10 && run.store.done.empty(); ++i) {
+    ASSERT_TRUE(run.reducer.Progress().ok());
+  }
+  ASSERT_EQ(run.store.done.size(), 1U);
+  EXPECT_EQ(run.store.done[0], (Recorder::Done{3, 0, false}));
+  EXPECT_EQ(run.store.slots[3].front(), 2 * OneRank::Value(3, 0));
+  run.Micro(0, {2, 0});
+  ASSERT_TRUE(run.reducer.Finish().ok());
+  run.Check(0, 2);
 }
 
 TEST(C10dKeys, ReduceBucketSizeJoinsAndCuts) {
