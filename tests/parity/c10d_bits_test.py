@@ -5,9 +5,11 @@ twin)."""
 import json
 import os
 import sys
+import time
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
+import nvme_training as nvme
 import processes as p
 
 
@@ -73,6 +75,44 @@ class C10dBits(unittest.TestCase):
         with p.Folder() as folder:
             first = self.train(folder, "first", zero, 2, "--exchange", "c10d")
             self.check_twin(folder, zero, 2, first)
+
+    def test_leased_parameters_and_gradient_regions_on_a_device(self):
+        """State on NVMe and little memory: what the server lends comes and
+        goes, so nothing of it is registered and leases are given back."""
+        model = ["--layers", "4", "--width", "256", "--heads", "4", "--context",
+                 "32", "--sample-bytes", "0", "--seed", "7"]
+        losses = {}
+        with p.Folder() as folder, nvme.Disk() as disk, p.Stowd(
+                folder, "--nvme-root", disk.path, "--no-mlock") as server:
+            config = folder.config(
+                zero_optimization=nvme.zero(3, disk),
+                stowage={"durability": "power", "memory_budget": 50_000_000},
+                bf16={"enabled": True})
+            for name, args in (("host", ["--exchange", "c10d"]),
+                               ("twin", ["--device", "twin"])):
+                trace = folder.file(name)
+                process = p.start_train(
+                    folder, config, folder.file("text"), *model, "--ranks", "2",
+                    "--micro-batch", "1", "--accumulation", "2", "--steps", "4",
+                    "--rank-threads", "1", "--no-weights", "--trace", trace,
+                    "--server", server.address, "--job", name, "--keep", *args)
+                gradients = 0
+                while process.poll() is None:
+                    gradients = max([gradients] + [
+                        job["gradient_bytes"] for job in server.jobs()
+                        if job["name"] == name])
+                    time.sleep(0.02)
+                self.assertEqual(process.returncode, 0,
+                                 p.read(folder.file("train.log")))
+                job = next(j for j in server.jobs() if j["name"] == name)
+                self.assertTrue(job["params_leased"])
+                slots = 2 * 2 * job["parameters"]  # of two bf16 micro steps
+                self.assertGreater(gradients, 0)
+                self.assertLess(gradients, 0.7 * slots, "regions, not slots")
+                losses[name] = [(s["loss"], s["norm"]) for _, s in
+                                sorted(p.trace(trace).items())]
+                self.assertEqual(len(losses[name]), 4)
+        self.assertEqual(losses["host"], losses["twin"])
 
 
 if __name__ == "__main__":
