@@ -1,6 +1,6 @@
 // The twin: a device in the host's memory. Copies are queued and happen when
-// somebody waits for them, joins them or asks whether they are done (one for
-// each such question), in the order of their direction.
+// somebody waits for them, joins them or has asked often enough whether they are
+// done, in the order of their direction.
 
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +16,9 @@ namespace stowage::engine {
 namespace {
 
 constexpr std::int64_t kAlignBytes = 256;
+// Questions until a copy is done: whoever asks in passing, and does not wait
+// where it must, has not been helped by it.
+constexpr int kQuestions = 4;
 
 // One direction's stream.
 class CopyQueue {
@@ -56,8 +59,8 @@ class TwinCopy final : public DeviceCopy {
 
   bool Done() override {
     if (queue_->Done(number_)) return true;
-    queue_->RunOne();
-    return false;
+    if (++asked_ == kQuestions) queue_->RunTo(number_);
+    return queue_->Done(number_);
   }
   absl::Status Wait() override {
     queue_->RunTo(number_);
@@ -68,6 +71,7 @@ class TwinCopy final : public DeviceCopy {
  private:
   const std::shared_ptr<CopyQueue> queue_;
   const std::int64_t number_;
+  int asked_ = 0;
 };
 
 class TwinMark final : public DeviceMark {};

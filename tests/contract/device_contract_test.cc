@@ -162,8 +162,10 @@ TEST(TwinDevice, CopiesAsLateAsItMay) {
   std::byte from{1};
   const auto in = twin->CopyIn(memory, &from, 1).value();
   EXPECT_EQ(memory[0], std::byte{0});
-  EXPECT_FALSE(in->Done());  // the question moves it on
-  EXPECT_TRUE(in->Done());
+  EXPECT_FALSE(in->Done());
+  EXPECT_EQ(memory[0], std::byte{0});
+  while (!in->Done()) {
+  }  // questions move it on in the end
   EXPECT_EQ(memory[0], std::byte{1});
   std::byte to{7};
   const auto first = twin->CopyOut(&to, memory + 1, 1).value();
