@@ -1,6 +1,6 @@
 // The twin: a device in the host's memory. Copies are queued and happen when
-// somebody waits for them, joins them or has asked often enough whether they are
-// done, in the order of their direction.
+// somebody waits for them, joins them or has asked often enough whether they
+// are done, in the order of their direction.
 
 #include <cstdlib>
 #include <cstring>

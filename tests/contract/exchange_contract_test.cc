@@ -585,6 +585,8 @@ TEST_P(ExchangeContract, RegistersTheSegmentsOfItsShard) {
 }
 
 std::vector<Case> Cases() {
+  // One rank on a real GPU, where there is one and the CUDA module.
+  const bool gpu = OpenDevice("auto", 0).value() != nullptr;
   std::vector<Case> cases;
   for (const Way way : {Way::kSegments, Way::kServerShards, Way::kServerKept,
                         Way::kRankShards, Way::kReplicated}) {
@@ -593,10 +595,15 @@ std::vector<Case> Cases() {
         cases.push_back({way, ranks, micros});
         if (way == Way::kSegments) continue;
         cases.push_back({way, ranks, micros, "twin"});
+        if (gpu && ranks == 1) cases.push_back({way, ranks, micros, "cuda"});
       }
     }
   }
   return cases;
+}
+
+std::string NameOfDevice(std::string_view device) {
+  return device == "cpu" ? "" : device == "twin" ? "Twin" : "Cuda";
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ExchangeContract, ::testing::ValuesIn(Cases()),
@@ -605,9 +612,7 @@ INSTANTIATE_TEST_SUITE_P(All, ExchangeContract, ::testing::ValuesIn(Cases()),
                                NameOf(tested.param.way), "Ranks",
                                tested.param.ranks, "Micros",
                                tested.param.micro_steps,
-                               tested.param.device == std::string_view("cpu")
-                                   ? ""
-                                   : "Twin");
+                               NameOfDevice(tested.param.device));
                          });
 
 }  // namespace
