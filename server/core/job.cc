@@ -469,24 +469,27 @@ absl::Status Job::ReadState(const SessionState& session, std::int32_t unit,
                      begin_elems, ", +", elems, ") of ", limit));
   }
   MutexLock lock(mutex_);
-  while (apply_pending_) idle_.Wait(mutex_);
+  while (!NothingRuns()) idle_.Wait(mutex_);
   STOWAGE_RETURN_IF_ERROR(CheckLive(session));
   if (!initialized_) {
     return absl::FailedPreconditionError(
         "read state: before the job's initialization was finished");
   }
-  if (kind != StateKind::kParam) {
-    return store_->Read(unit, kind, begin_elems, out);
+  if (kind == StateKind::kParam && residency_ == nullptr) {
+    return ReadParams(unit, begin_elems, out);
   }
-  if (residency_ == nullptr) return ReadParams(unit, begin_elems, out);
   // Reading may have to wait for the disk: not under the lock.
-  while (!NothingRuns()) idle_.Wait(mutex_);
   busy_ = true;
   mutex_.Unlock();
-  absl::Status status = residency_->Hold(unit);
-  if (status.ok()) {
-    status = ReadParams(unit, begin_elems, out);
-    residency_->LetGo(unit);
+  absl::Status status;
+  if (kind != StateKind::kParam) {
+    status = store_->Read(unit, kind, begin_elems, out);
+  } else {
+    status = residency_->Hold(unit);
+    if (status.ok()) {
+      status = ReadParams(unit, begin_elems, out);
+      residency_->LetGo(unit);
+    }
   }
   mutex_.Lock();
   EndBusy();

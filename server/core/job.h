@@ -410,7 +410,7 @@ class Job {
   Compression compression_ GUARDED_BY(mutex_);
 
   // Made by the first attach, freed by Shutdown(). Owned by the busy one;
-  // readers under mutex_ may use them while no apply is pending.
+  // readers under mutex_ may use them while NothingRuns().
   std::unique_ptr<storage::StateStore> store_;
   storage::NvmeStore* nvme_ = nullptr;  // store_, if it is on NVMe
   std::unique_ptr<ParamSegment> params_;

@@ -108,9 +108,11 @@ absl::StatusOr<bool> Job::TakeRound(const SessionState& session,
   }
   StepRounds& rounds = run_->rounds;
   const std::int32_t rank = session.rank();
-  // An unknown round has no place; Take() says so.
-  const bool known =
-      at.round >= 0 && at.round < rounds.Count(committed_.applied_steps + 1);
+  // A round that there is not, or that nobody made yet, has no place: Take()
+  // says so.
+  const bool known = at.round >= 0 &&
+                     at.round < rounds.Count(committed_.applied_steps + 1) &&
+                     rounds.made(at.round, rank);
   const std::span<std::byte> into =
       known ? update_->RoundIn(at.round, rank) : std::span<std::byte>();
   const auto total = static_cast<std::int64_t>(into.size());

@@ -183,6 +183,11 @@ bool Divide(const Layout& layout, const JobSpec& job, const Sizes& sizes,
 absl::Status CheckOptimizerRun(const JobSpec& job, const RunSpec& run,
                                const SlotPlan& slots) {
   if (job.optimizer.kind == OptimizerKind::kAdam) return absl::OkStatus();
+  if (job.optimizer.one_bit() && run.world_size > optim::kOneBitRanksMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "job \"", job.name, "\": ", run.world_size,
+        " ranks; signs are added on at most ", optim::kOneBitRanksMax));
+  }
   if (job.optimizer.one_bit() && run.shards) {
     return absl::InvalidArgumentError(absl::StrCat(
         "job \"", job.name,

@@ -43,11 +43,18 @@ std::int64_t OneBitUpdate::Bytes(const Layout& layout,
     elems.push_back(param->elems);
   }
   const optim::OneBitSettings settings = optim::MakeOneBitSettings(optimizer);
+  // What a step says of each rank's gradient of each tensor.
+  const std::int64_t sources =
+      static_cast<std::int64_t>(sizeof(RunGradients::SlotPointers) +
+                                sizeof(optim::GradientSource)) *
+      static_cast<std::int64_t>(elems.size()) * run.local_ranks;
   if (!run.spread()) {
-    return optim::OneBitOptimizer::StateBytes(settings, elems, run.world_size,
+    return sources +
+           optim::OneBitOptimizer::StateBytes(settings, elems, run.world_size,
                                               /*sides=*/run.world_size);
   }
-  return optim::OneBitOptimizer::StateBytes(settings, elems, RanksOf(run));
+  return sources +
+         optim::OneBitOptimizer::StateBytes(settings, elems, RanksOf(run));
 }
 
 OneBitUpdate::OneBitUpdate(const Layout& layout, const OptimizerSpec& optimizer,

@@ -116,8 +116,11 @@ absl::Status NvmeStoreImpl::BeginUpdate(
       early_ && std::equal(early_order_.begin(), early_order_.end(),
                            chunk_order.begin(), chunk_order.end());
   if (!early) DropEarly();
+  if (absl::Status settled = SettleDoubt(); !settled.ok()) {
+    DropEarly();  // nobody would know of what is under way
+    return settled;
+  }
   early_ = false;
-  STOWAGE_RETURN_IF_ERROR(SettleDoubt());
   if (pins_ != nullptr && pins_->ended()) pins_.reset();
   order_ = chunk_order;
   in_pass_ = true;

@@ -17,8 +17,9 @@ inline constexpr std::int64_t kSteps = 7;
 inline constexpr std::int32_t kRanks = 2;
 inline constexpr std::int32_t kMicros = 2;
 
-inline JobSpec OneBitJob(OptimizerKind kind) {
-  JobSpec job = SmallJob("onebit", Dtype::kFp32);
+inline JobSpec OneBitJob(OptimizerKind kind,
+                         const std::string& name = "onebit") {
+  JobSpec job = SmallJob(name, Dtype::kFp32);
   job.optimizer.kind = kind;
   job.optimizer.freeze_step = kFreeze;
   return job;

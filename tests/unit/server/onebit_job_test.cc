@@ -75,6 +75,11 @@ TEST_P(OneBitJobTest, RefusesWhatItCannotKeepApart) {
   run->Close(false);
   EXPECT_NE(message(job, MakeRun(3, 1, 'x')).find("the errors of 2 ranks"),
             std::string::npos);
+  // As many ranks as no signs can be added of, whatever a client says.
+  RunSpec crowd = MakeRun(1, 1, 'y');
+  crowd.world_size = optim::kOneBitRanksMax + 1;
+  EXPECT_NE(message(OneBitJob(GetParam(), "crowd"), crowd).find("at most 1024"),
+            std::string::npos);
   RunSpec half = MakeRun(2, 1, 'x');
   half.world_size = 4;
   EXPECT_NE(message(job, half).find("ranks 0 to 1 of 4; its 1-bit optimizer"),

@@ -2,12 +2,14 @@
 // apply: the test's ranks carry what the servers have to tell each other.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -217,6 +219,30 @@ TEST_P(OneBitSpreadTest, ANodeThatHoldsTheRoundsEndsTheStepByItself) {
     EXPECT_EQ(node(n).rank().info().step, cut + 1);
   }
   Steps(cut + 1, kSteps);
+  ExpectBitsOfRanksApart();
+}
+
+// Two threads in one store, or a reader who is told that a step is running.
+TEST_P(OneBitSpreadTest, AStateThatIsReadBesideARoundWaits) {
+  StartAll('a');
+  Steps(0, kFreeze);
+  std::atomic<bool> stop{false};
+  std::atomic<bool> ended{false};
+  std::atomic<int> reads{0};
+  absl::Status status;
+  std::thread reader([&] {
+    std::vector<float> values(200);
+    while (!stop && status.ok()) {
+      status = node(0).session().ReadState(0, StateKind::kMoment1, 0, values);
+      ++reads;
+    }
+    ended = true;
+  });
+  Steps(kFreeze, kSteps);
+  while (reads < 10 && !ended) std::this_thread::yield();
+  stop = true;
+  reader.join();
+  EXPECT_TRUE(status.ok()) << status;
   ExpectBitsOfRanksApart();
 }
 
