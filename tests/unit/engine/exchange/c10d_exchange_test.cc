@@ -175,5 +175,15 @@ TEST(C10dExchangeOnADevice, GathersWhatWasCopiedThere) {
   }
 }
 
+TEST(C10dExchangeOnADevice, AStepWaitsForWhatIsBeingCopied) {
+  Rig rig(1, {}, "twin");
+  EXPECT_EQ(rig.exchange->StartFetch(0, 0), FetchStart::kStarted);
+  ASSERT_TRUE(rig.exchange->Prepare(0, {}).ok());
+  // What a step does to the store's parameters comes after it.
+  const std::vector<float> later(5000, -1.0F);
+  ASSERT_TRUE(rig.exchange->PutState(0, 0, later).ok());
+  rig.CheckOwnPart();
+}
+
 }  // namespace
 }  // namespace stowage::engine
