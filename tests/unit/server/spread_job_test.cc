@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -235,6 +236,7 @@ TEST_P(OneBitSpreadTest, AStateThatIsReadBesideARoundWaits) {
     while (!stop && status.ok()) {
       status = node(0).session().ReadState(0, StateKind::kMoment1, 0, values);
       ++reads;
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
     ended = true;
   });
