@@ -2,7 +2,7 @@
 and its steps lose no more time than the cores that the flood takes.
 
 Fault model: tests/support/hostile_client.cc. Bounded in time by STOWAGE_HOSTILE_S
-(default 8 s; `tools/test --full` makes it 60).
+(default 4 s; `tools/test --full` makes it 60).
 """
 
 import os
@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "support"))
 import processes as p
 
 LONG = os.environ.get("STOWAGE_TEST_LONG") == "1"
-SECONDS = float(os.environ.get("STOWAGE_HOSTILE_S", "60" if LONG else "8"))
+SECONDS = float(os.environ.get("STOWAGE_HOSTILE_S", "60" if LONG else "4"))
 # Beyond its share of the cores; judged in the long tier only, on a machine that
 # does nothing else: the default tier prints it.
 SLOWER_MAX = 1.05
