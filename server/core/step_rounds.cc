@@ -80,8 +80,8 @@ absl::StatusOr<bool> StepRounds::Take(std::int64_t step, std::int32_t round,
   std::int64_t& taken = taken_bytes_[At(round, rank)];
   if (begin_bytes != taken || bytes > total - taken) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "round result: step ", step, ", round ", round, ": bytes ", begin_bytes,
-        " to ", begin_bytes + bytes, " of ", total, ", expected byte ", taken));
+        "round result: step ", step, ", round ", round, ": ", bytes,
+        " bytes from ", begin_bytes, " of ", total, ", expected from ", taken));
   }
   taken += bytes;
   return true;
