@@ -19,7 +19,7 @@ StepRounds::StepRounds(const OptimizerSpec& optimizer, const Layout& layout,
   } else if (optimizer.kind == OptimizerKind::kLamb) {
     rounds_ = 1;
   }
-  const auto places = static_cast<std::size_t>(rounds_ * ranks_);
+  const std::size_t places = At(rounds_, 0);
   made_.resize(places);
   taken_bytes_.resize(places);
   held_.resize(places);

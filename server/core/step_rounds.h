@@ -73,7 +73,8 @@ class StepRounds {
 
  private:
   std::size_t At(std::int32_t round, std::int32_t rank) const {
-    return static_cast<std::size_t>(round * ranks_ + rank);
+    return static_cast<std::size_t>(round) * static_cast<std::size_t>(ranks_) +
+           static_cast<std::size_t>(rank);
   }
   // Rank `rank` brings back what came of the round.
   bool Brings(std::int32_t round, std::int32_t rank) const {

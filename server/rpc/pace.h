@@ -30,6 +30,7 @@ class Pace {
   explicit Pace(PaceOptions options);
   Pace(const Pace&) = delete;
   Pace& operator=(const Pace&) = delete;
+  ~Pace() = default;
 
   // Returns when it is the caller's turn.
   // Errors: kResourceExhausted, with the rate.
