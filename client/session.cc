@@ -226,15 +226,16 @@ class SessionImpl final : public Session {
 
   absl::Status GiveRound(std::int64_t step, std::int32_t round,
                          std::span<const std::byte> result) override {
-    constexpr auto kChunk = static_cast<std::size_t>(proto::kPayloadBytesMax);
-    for (std::size_t done = 0; done < result.size(); done += kChunk) {
-      v1::ClientMessage message;
-      proto::EncodeRoundResult(
-          {step, round, static_cast<std::int64_t>(done), 0,
-           result.subspan(done, std::min(kChunk, result.size() - done))},
-          message.mutable_round_result());
-      STOWAGE_RETURN_IF_ERROR(stream_.Send(message));
-    }
+    absl::Status sent;
+    proto::ForPieces(result,
+                     [&](std::int64_t begin, std::span<const std::byte> piece) {
+                       v1::ClientMessage message;
+                       proto::EncodeRoundResult({step, round, begin, 0, piece},
+                                                message.mutable_round_result());
+                       sent = stream_.Send(message);
+                       return sent.ok();
+                     });
+    STOWAGE_RETURN_IF_ERROR(sent);
     return stream_.WaitRoundHeld(step, round, wait_timeout_);
   }
 

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -20,6 +21,19 @@ std::uint32_t Checksum(std::span<const std::byte> data);
 
 inline std::span<const std::byte> Bytes(const std::string& data) {
   return std::as_bytes(std::span<const char>(data));
+}
+
+// Calls visit(first byte, piece) for consecutive pieces of at most
+// kPayloadBytesMax, as long as it returns true.
+template <typename Byte, typename Visit>
+void ForPieces(std::span<Byte> bytes, const Visit& visit) {
+  constexpr auto kPiece = static_cast<std::size_t>(kPayloadBytesMax);
+  for (std::size_t done = 0; done < bytes.size(); done += kPiece) {
+    if (!visit(static_cast<std::int64_t>(done),
+               bytes.subspan(done, std::min(kPiece, bytes.size() - done)))) {
+      return;
+    }
+  }
 }
 
 // Errors: kInvalidArgument for a size out of range, kDataLoss for bytes that

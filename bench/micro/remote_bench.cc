@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/micro/spread.h"
 #include "client/offload_client.h"
 #include "client/private_server.h"
 #include "common/check.h"
@@ -42,20 +43,6 @@ constexpr int kUnits = 12;
 
 double SecondsSince(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-std::string Spread(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  char text[128];
-  std::snprintf(text, sizeof(text),
-                "{\"min\": %.4f, \"median\": %.4f, \"max\": %.4f}",
-                values.front(), values[values.size() / 2], values.back());
-  return text;
 }
 
 // GB/s of both directions, one value a round.

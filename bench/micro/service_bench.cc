@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "bench/micro/huge_buffer.h"
+#include "bench/micro/spread.h"
 #include "client/offload_client.h"
 #include "client/private_server.h"
 #include "common/cache_size.h"
@@ -43,20 +44,6 @@ using Clock = std::chrono::steady_clock;
 double MsSince(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin)
       .count();
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-std::string Spread(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  char text[128];
-  std::snprintf(text, sizeof(text),
-                "{\"min\": %.4f, \"median\": %.4f, \"max\": %.4f}",
-                values.front(), values[values.size() / 2], values.back());
-  return text;
 }
 
 // Twelve units of equal size.

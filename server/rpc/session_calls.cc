@@ -118,16 +118,14 @@ absl::Status SessionCalls::HandleBeginRound(const v1::BeginRound& message) {
                            proto::DecodeBeginRound(message));
   STOWAGE_ASSIGN_OR_RETURN(const std::vector<std::byte> out,
                            session_.BeginRound(args.apply, args.round));
-  constexpr auto kChunk = static_cast<std::size_t>(proto::kPayloadBytesMax);
-  for (std::size_t done = 0; done < out.size(); done += kChunk) {
+  proto::ForPieces(std::span(out), [&](std::int64_t begin,
+                                       std::span<const std::byte> piece) {
     v1::ServerMessage answer;
-    proto::EncodeRoundChunk(
-        {args.apply.step, args.round, static_cast<std::int64_t>(done),
-         static_cast<std::int64_t>(out.size()),
-         std::span(out).subspan(done, std::min(kChunk, out.size() - done))},
-        answer.mutable_round_chunk());
-    if (!send_(std::move(answer))) break;  // Read() will say why
-  }
+    proto::EncodeRoundChunk({args.apply.step, args.round, begin,
+                             static_cast<std::int64_t>(out.size()), piece},
+                            answer.mutable_round_chunk());
+    return send_(std::move(answer));  // if not, Read() will say why
+  });
   return absl::OkStatus();
 }
 
@@ -151,19 +149,16 @@ absl::Status SessionCalls::HandleFetchParams(const v1::FetchParams& message) {
   return session_.ViewParams(
       args.unit, args.step, args.begin_bytes, args.bytes, connected_,
       [&](std::span<const std::byte> bytes) {
-        constexpr auto kChunk =
-            static_cast<std::size_t>(proto::kPayloadBytesMax);
-        for (std::size_t done = 0; done < bytes.size(); done += kChunk) {
-          v1::ServerMessage answer;
-          proto::EncodeParamChunk(
-              {args.unit, args.step,
-               args.begin_bytes + static_cast<std::int64_t>(done),
-               bytes.subspan(done, std::min(kChunk, bytes.size() - done))},
-              answer.mutable_param_chunk());
-          // One chunk at a time: a client that reads slowly costs this one
-          // thread and this one chunk.
-          if (!send_(std::move(answer))) return;
-        }
+        proto::ForPieces(
+            bytes, [&](std::int64_t begin, std::span<const std::byte> piece) {
+              v1::ServerMessage answer;
+              proto::EncodeParamChunk(
+                  {args.unit, args.step, args.begin_bytes + begin, piece},
+                  answer.mutable_param_chunk());
+              // One chunk at a time: a client that reads slowly costs this one
+              // thread and this one chunk.
+              return send_(std::move(answer));
+            });
       });
 }
 

@@ -189,7 +189,6 @@ void NvmeStoreImpl::StartEarly() {
   for (Window& window : windows_) {
     window.slot = -1;
     window.started = false;
-    window.released = false;
   }
   ResetWindows();
   ForgetStaged();  // their slots are read into

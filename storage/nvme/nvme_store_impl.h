@@ -120,7 +120,6 @@ class NvmeStoreImpl final : public NvmeStore {
     std::int64_t slot_bytes = 0;  // of its extents that have no home
     std::int32_t slot = -1;
     bool started = false;
-    bool released = false;
     std::vector<std::int32_t> extents;
   };
 
