@@ -84,7 +84,7 @@ constexpr Key kKeys[] = {
      .difference = "for the c10d exchange only: in segments gradients always "
                    "land while backward runs. DeepSpeed's default is true for "
                    "stage 3 only",
-     .tests = "C10dKeys.OverlapCommLetsTwoMessagesTravel"},
+     .tests = "C10dKeys.OverlapCommLetsMessagesTravel"},
     {.path = ZERO "compute_grad_norm",
      .type = kBool,
      .rule = Rule::kFixed,
@@ -114,8 +114,11 @@ constexpr Key kKeys[] = {
      .min = 0,
      .auto_rule = Auto::kPrefetchBucket,
      .needs = Needs::kStage3,
-     .effect = "elements to fetch ahead of their use; 0 is no prefetch",
-     .tests = "Resolve.AutoBucketsFollowTheWidth"},
+     .effect =
+         "elements to fetch ahead of their use, by whole units: the last one "
+         "may exceed it; 0 is no prefetch",
+     .tests = "Resolve.AutoBucketsFollowTheWidth "
+              "LivePlan.PrefetchesAUnitLargerThanTheBucket"},
     {.path = ZERO "prefetch_bucket_size",
      .type = kInt,
      .min = 0,

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,9 @@
 
 namespace stowage::engine {
 namespace {
+
+// Gathers under way are far fewer: a tag is free again when it comes round.
+constexpr int kTagMax = 1 << 20;
 
 // What a back end throws is a peer or a link that is gone.
 absl::Status Lost(const absl::Status& status, std::string_view what) {
@@ -48,6 +52,33 @@ class WorkPending final : public Pending {
  private:
   c10::intrusive_ptr<c10d::Work> work_;
   const char* what_;
+};
+
+// One send and one receive for each peer.
+class PeersPending final : public Pending {
+ public:
+  PeersPending(std::vector<c10::intrusive_ptr<c10d::Work>> works,
+               const char* what) {
+    for (c10::intrusive_ptr<c10d::Work>& work : works) {
+      works_.emplace_back(std::move(work), what);
+    }
+  }
+
+  bool Done() override {
+    return std::all_of(works_.begin(), works_.end(),
+                       [](WorkPending& work) { return work.Done(); });
+  }
+
+  absl::Status Wait() override {
+    for (; waited_ < works_.size(); ++waited_) {
+      STOWAGE_RETURN_IF_ERROR(works_[waited_].Wait());
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  std::deque<WorkPending> works_;
+  std::size_t waited_ = 0;
 };
 
 class NothingPending final : public Pending {
@@ -117,6 +148,7 @@ class GroupCollectives final : public Collectives {
     at::Tensor in = Bytes(mine.data(), mine.size());
     const auto size = static_cast<std::int64_t>(mine.size());
     Count((ranks() - 1) * size, ranks() * size);
+    if (backend_ == "gloo") return GatherFromPeers(gathered, in);
     return Start("all-gather",
                  [&] { return group_->_allgather_base(out, in); });
   }
@@ -202,6 +234,37 @@ class GroupCollectives final : public Collectives {
     return Typed(data, static_cast<std::int64_t>(bytes), at::kByte);
   }
 
+  absl::StatusOr<std::unique_ptr<Pending>> GatherFromPeers(
+      std::span<std::byte> gathered, const at::Tensor& mine) {
+    constexpr const char* kWhat = "all-gather";
+    const auto size = static_cast<std::size_t>(mine.numel());
+    const auto piece = [&](int of) {
+      return gathered.subspan(static_cast<std::size_t>(of) * size, size);
+    };
+    // All ranks start the same gathers in the same order.
+    const int tag = next_tag_;
+    next_tag_ = next_tag_ == kTagMax ? 0 : next_tag_ + 1;
+    std::vector<c10::intrusive_ptr<c10d::Work>> works;
+    const absl::Status status = CatchStatus(kWhat, [&] {
+      std::vector<at::Tensor> out = {mine};
+      // Each begins at its neighbour, so that no rank is everybody's first.
+      for (int i = 1; i < ranks(); ++i) {
+        const int from = (rank() + ranks() - i) % ranks();
+        std::vector<at::Tensor> in = {
+            Bytes(piece(from).data(), piece(from).size())};
+        works.push_back(group_->recv(in, from, tag));
+      }
+      for (int i = 1; i < ranks(); ++i) {
+        works.push_back(group_->send(out, (rank() + i) % ranks(), tag));
+      }
+    });
+    // What was started writes there: a group that failed is not used again,
+    // and its end closes the connections before the caller's memory goes.
+    if (!status.ok()) return Lost(status, kWhat);
+    std::memcpy(piece(rank()).data(), mine.const_data_ptr(), size);
+    return std::make_unique<PeersPending>(std::move(works), kWhat);
+  }
+
   template <typename Call>
   absl::StatusOr<std::unique_ptr<Pending>> Start(const char* what,
                                                  Call&& call) {
@@ -214,6 +277,7 @@ class GroupCollectives final : public Collectives {
   c10::intrusive_ptr<c10d::Backend> group_;
   std::string_view backend_;
   at::Device device_;
+  int next_tag_ = 0;
 };
 
 c10::intrusive_ptr<c10d::Backend> MakeGloo(

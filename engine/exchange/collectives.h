@@ -3,7 +3,10 @@
 //
 // One implementation, over LibTorch's c10d back ends: Gloo for memory of the
 // host, NCCL where CUDA is. A group of one rank does its work at once and sends
-// nothing. No collective of our own: every method is one call of c10d.
+// nothing. No collective of our own: every method is one call of c10d, but for
+// the all-gather over Gloo, which is a send to and a receive from each peer.
+// c10d's gathers into a buffer of its own, on a thread of its own, and copies
+// all of it again; the bytes sent are the same.
 //
 // Every rank of the group makes the same calls in the same order. Buffers stay
 // the caller's and must live until the Pending is done.
@@ -43,6 +46,7 @@ class Pending {
   Pending& operator=(const Pending&) = delete;
   virtual ~Pending() = default;
 
+  // Never true too early; Gloo's sends and receives say it after Wait() only.
   virtual bool Done() = 0;
   // Blocks: until done, at most the group's time limit.
   virtual absl::Status Wait() = 0;

@@ -10,7 +10,9 @@
 namespace stowage::engine {
 namespace {
 
-constexpr std::size_t kUnderWayMax = 2;
+// One that travels while the next is filled. Cut small, two leave the link idle
+// whenever a rank computes: options.under_way_bytes.
+constexpr std::size_t kUnderWayMin = 2;
 
 }  // namespace
 
@@ -167,9 +169,9 @@ absl::Status GradientReducer::Pack(const Message& message,
 
 absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
                                    plan::BucketMessage what) {
-  while (under_way_.size() >= kUnderWayMax) {
-    STOWAGE_RETURN_IF_ERROR(Deliver(under_way_.front()));
-    under_way_.pop_front();
+  while (under_way_.size() >= kUnderWayMin &&
+         under_way_bytes_ >= options_.under_way_bytes) {
+    STOWAGE_RETURN_IF_ERROR(DeliverFirst());
   }
   Message& message = under_way_.emplace_back();
   message.what = std::move(what);
@@ -211,6 +213,7 @@ absl::Status GradientReducer::Send(std::int64_t step, std::int32_t micro,
       if (piece.last) DropBuffer(piece.unit);
     }
   }
+  under_way_bytes_ += static_cast<std::int64_t>(message.send.size());
   message.slices = 1;
   if (own) {
     STOWAGE_CHECK(plan_->parts() == 1);  // no rank has another's part
@@ -420,6 +423,15 @@ absl::Status GradientReducer::EndDelivery(Message& message) {
   return absl::OkStatus();
 }
 
+absl::Status GradientReducer::DeliverFirst() {
+  Message& first = under_way_.front();
+  const auto bytes = static_cast<std::int64_t>(first.send.size());
+  STOWAGE_RETURN_IF_ERROR(Deliver(first));
+  under_way_bytes_ -= bytes;
+  under_way_.pop_front();
+  return absl::OkStatus();
+}
+
 absl::Status GradientReducer::Deliver(Message& message) {
   if (device_ == nullptr) return DeliverFromHost(message);
   if (message.leaving.empty()) STOWAGE_RETURN_IF_ERROR(BeginDelivery(message));
@@ -440,8 +452,7 @@ absl::Status GradientReducer::Progress() {
                            ? !first.leaving.empty() && HasLeft(first)
                            : first.pending == nullptr || first.pending->Done();
     if (!ready) break;
-    STOWAGE_RETURN_IF_ERROR(Deliver(first));
-    under_way_.pop_front();
+    STOWAGE_RETURN_IF_ERROR(DeliverFirst());
   }
   return absl::OkStatus();
 }
@@ -454,10 +465,7 @@ absl::Status GradientReducer::Finish() {
       }
     }
   }
-  while (!under_way_.empty()) {
-    STOWAGE_RETURN_IF_ERROR(Deliver(under_way_.front()));
-    under_way_.pop_front();
-  }
+  while (!under_way_.empty()) STOWAGE_RETURN_IF_ERROR(DeliverFirst());
   return absl::OkStatus();
 }
 

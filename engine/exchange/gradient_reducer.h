@@ -37,9 +37,10 @@ namespace stowage::engine {
 
 struct ReduceOptions {
   std::int64_t bucket_elems = 500'000'000;
-  // Messages are waited for at the end, with at most two buckets under way;
-  // false: each at once.
+  // Messages are waited for at the end, with two of them under way, or as many
+  // small ones as begin below under_way_bytes; false: each at once.
   bool overlap = true;
+  std::int64_t under_way_bytes = std::int64_t{8} << 20;
   // Each rank gets its part only; false: an all-reduce, of which it takes it.
   bool scatter = true;
   Dtype wire_dtype = Dtype::kFp32;
@@ -127,6 +128,7 @@ class GradientReducer {
                          Dtype wire_dtype, std::byte* target);
   std::vector<const void*> PartsOf(const Message& message,
                                    std::int64_t begin_elems) const;
+  absl::Status DeliverFirst();
   absl::Status Deliver(Message& message);
   absl::Status DeliverFromHost(Message& message);
   // On a device: starts the copies, and ends the delivery when they are done.
@@ -160,6 +162,7 @@ class GradientReducer {
   std::vector<std::int32_t> order_;  // trainable units
   std::size_t next_ = 0;             // of order_, in this micro step
   std::deque<Message> under_way_;
+  std::int64_t under_way_bytes_ = 0;  // what these send
   ReduceCounters counters_;
 };
 

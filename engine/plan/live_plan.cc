@@ -122,6 +122,9 @@ void LivePlan::Prefetch(Actions& actions) {
   std::int64_t ahead = 0;
   for (auto i = static_cast<std::size_t>(trace_.position()); i < uses.size();
        ++i) {
+    // The last one may exceed the bucket: a unit larger than it, as most are
+    // with "auto", would else never be prefetched.
+    if (ahead >= limits_.prefetch_bucket_elems) return;
     const std::int32_t unit = uses[i];
     std::vector<std::int32_t> wanted{unit};
     const auto& borrows = UnitAt(unit).borrows;
@@ -129,7 +132,6 @@ void LivePlan::Prefetch(Actions& actions) {
     for (const std::int32_t u : wanted) {
       const std::int64_t elems = UnitAt(u).elems;
       if (At(u).active > 0) continue;
-      if (ahead + elems > limits_.prefetch_bucket_elems) return;
       if (!At(u).live) {
         if (live_elems_ + elems > limit_elems_) return;
         At(u).live = true;

@@ -13,8 +13,9 @@
 //   - When a use needs room, kept and prefetched units that are not in use are
 //     released, farthest next use first (Belady's rule).
 //   - After a fetch, the coming uses are prefetched in order until
-//     prefetch_bucket_elems elements are under way ahead of their use or the
-//     limit is reached; nothing is released to make room for a prefetch.
+//     prefetch_bucket_elems elements or more are under way ahead of their use
+//     (the last unit may exceed it), or the limit is reached; nothing is
+//     released to make room for a prefetch.
 //
 // Thread safety: externally synchronized.
 // Source: Belady, "A Study of Replacement Algorithms for a Virtual-Storage

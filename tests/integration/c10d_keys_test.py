@@ -99,7 +99,7 @@ class C10dKeys(unittest.TestCase):
         overlap, losses = self.run_with(reduce_bucket_size=20000)
         alone, other = self.run_with(reduce_bucket_size=20000,
                                      overlap_comm=False)
-        self.assertEqual(overlap["reduces_under_way_max"], 2)
+        self.assertGreaterEqual(overlap["reduces_under_way_max"], 2)
         self.assertEqual(alone["reduces_under_way_max"], 1)
         self.assertEqual(losses, other)
 

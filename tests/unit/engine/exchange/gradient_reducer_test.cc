@@ -399,12 +399,22 @@ TEST(C10dKeys, ReduceScatterOrAllReduce) {
   }
 }
 
-TEST(C10dKeys, OverlapCommLetsTwoMessagesTravel) {
-  for (const bool overlap : {true, false}) {
-    OneRank run({.bucket_elems = 1280, .overlap = overlap}, 0, 2, 2);
+TEST(C10dKeys, OverlapCommLetsMessagesTravel) {
+  struct Case {
+    bool overlap;
+    std::int64_t bytes;
+    std::int64_t most;
+  };
+  // Seven messages of 5 KiB at most.
+  for (const Case& c : {Case{false, 1 << 20, 1}, Case{true, 0, 2},
+                        Case{true, 3 * 5120, 5}, Case{true, 1 << 20, 7}}) {
+    OneRank run({.bucket_elems = 1280,
+                 .overlap = c.overlap,
+                 .under_way_bytes = c.bytes},
+                0, 2, 2);
     run.group.early = false;  // nothing is done before it is waited for
     run.Micro(0, {3, 2, 0});
-    EXPECT_EQ(run.reducer.counters().under_way_max, overlap ? 2 : 1);
+    EXPECT_EQ(run.reducer.counters().under_way_max, c.most);
     ASSERT_TRUE(run.reducer.Finish().ok());
     run.Check(0, 2);
   }
