@@ -30,6 +30,12 @@ struct RunReality {
   std::int64_t disk_read_per_step = -1;
   std::int64_t disk_written_per_step = -1;
   std::int64_t server_bytes = -1;  // resident, segments included
+  // The ranks are as large as rank 0.
+  std::int64_t node_bytes() const {
+    return server_bytes < 0 || rank_private_bytes < 0
+               ? -1
+               : server_bytes + ranks * rank_private_bytes;
+  }
   // Of rank 0 in the whole run; negative: nothing was sent to other ranks.
   std::int64_t sent_params = -1;
   std::int64_t sent_gradients = -1;

@@ -165,6 +165,10 @@ void Reality(const PlanScreen& screen, std::string* out) {
   }
   Beside("rank: process", number(f.rank_private),
          number(run.rank_private_bytes), true, out);
+  if (f.rank_private >= 0) {
+    Beside("server and all ranks", number(f.node_memory),
+           number(run.node_bytes()), true, out);
+  }
   if (f.disk_space > 0) {
     Beside("disk: space", number(f.disk_space), number(run.disk_bytes), true,
            out);

@@ -6,6 +6,7 @@
 // of 20. So the test compares the two in one run, and prints both.
 
 #include <grpcpp/grpcpp.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -116,6 +117,8 @@ TEST_F(ClientServerLatency, PrepareAndApplyCostLittleMoreThanABareStream) {
   const pid_t child = ::fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG,
+            SIGKILL);  // also where an assertion ends the test
     ::setenv("STOWAGE_TEST_ECHO_AT", address.c_str(), 1);
     ::execl("/proc/self/exe", "echo",
             "--gtest_filter=ClientServerChild.RunsAsAnEcho", nullptr);
