@@ -25,9 +25,7 @@
 #include <map>
 #include <memory>
 #include <span>
-#include <stop_token>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "bench/micro/huge_buffer.h"
@@ -35,44 +33,12 @@
 #include "common/cache_size.h"
 #include "common/layout.h"
 #include "optim/kernels.h"
+#include "server/core/compute_team.h"
 
 namespace stowage::bench {
 namespace {
 
 constexpr int kThreads = 2;
-
-// Two threads that run each pass together: the caller and one helper.
-class Team {
- public:
-  Team() : helper_([this](std::stop_token stop) { Help(stop); }) {}
-  ~Team() {
-    helper_.request_stop();
-    start_.arrive_and_wait();
-  }
-
-  // Runs work(0) here and work(1) on the helper; returns when both are done.
-  void Run(const std::function<void(int)>& work) {
-    work_ = &work;
-    start_.arrive_and_wait();
-    work(0);
-    done_.arrive_and_wait();
-  }
-
- private:
-  void Help(const std::stop_token& stop) {
-    while (true) {
-      start_.arrive_and_wait();
-      if (stop.stop_requested()) return;
-      (*work_)(1);
-      done_.arrive_and_wait();
-    }
-  }
-
-  std::barrier<> start_{kThreads};
-  std::barrier<> done_{kThreads};
-  const std::function<void(int)>* work_ = nullptr;  // between the barriers
-  std::jthread helper_;
-};
 
 // Buffers of one size, made at first use and kept: 18 bytes an element.
 struct Arena {
@@ -124,12 +90,17 @@ void ForEachChunk(int thread, Fn fn) {
   }
 }
 
-// Measures passes of work(thread).
+// Measures passes of work(0) and work(1), run by the server's own team, which
+// looks for the next pass for 10 us before it sleeps, as OpenMP's threads do.
 void Measure(benchmark::State& state, std::int64_t bytes_per_elem,
              const std::string& label, const std::function<void(int)>& work) {
-  Team team;
-  team.Run(work);
-  for (auto _ : state) team.Run(work);
+  core::ComputeTeam team(kThreads);
+  const auto pass = [&] {
+    team.ParallelFor(kThreads,
+                     [&](std::int64_t half) { work(static_cast<int>(half)); });
+  };
+  pass();
+  for (auto _ : state) pass();
   state.SetItemsProcessed(arena->elems * state.iterations());
   state.SetBytesProcessed(arena->elems * state.iterations() * bytes_per_elem);
   state.SetLabel(label);
