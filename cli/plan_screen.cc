@@ -63,7 +63,9 @@ void Memory(const PlanScreen& screen, std::string* out) {
   }
   if (f.rank_gathered > 0) {
     Line("", "gathered at most", HumanBytes(f.rank_gathered),
-         "read in place, no memory of its own", out);
+         f.rank_exchange > 0 ? "its own copies"
+                             : "read in place, no memory of its own",
+         out);
   }
   if (f.rank_state > 0) {
     Line("", "its part of the state", HumanBytes(f.rank_state), "", out);
@@ -259,6 +261,7 @@ std::string PlanJson(const PlanScreen& screen) {
                  {"rank_private", known(static_cast<double>(f.rank_private))},
                  {"rank_params", f.rank_params},
                  {"rank_gathered", f.rank_gathered},
+                 {"rank_exchange", f.rank_exchange},
                  {"rank_state", f.rank_state},
                  {"node", f.node_memory}}},
                {"disk_bytes",
@@ -284,6 +287,7 @@ std::string PlanJson(const PlanScreen& screen) {
                    {"rank_private_bytes", screen.reality->rank_private_bytes},
                    {"disk_bytes", screen.reality->disk_bytes},
                    {"server_bytes", screen.reality->server_bytes},
+                   {"node_bytes", screen.reality->node_bytes()},
                    {"steps", screen.reality->steps},
                    {"sent_params", screen.reality->sent_params},
                    {"sent_gradients", screen.reality->sent_gradients}};

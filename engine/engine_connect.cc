@@ -2,6 +2,8 @@
 
 #include <chrono>
 #include <filesystem>
+#include <limits>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -65,6 +67,24 @@ std::unique_ptr<ShardStore> MakeRankShards(const Layout* layout,
     return std::make_unique<LambShards>(layout, plan, part, optimizer, group);
   }
   return std::make_unique<RankShards>(layout, plan, part, optimizer);
+}
+
+// The least that a server leases to a rank, over all nodes. Blocks: until all
+// ranks are here.
+absl::StatusOr<std::optional<std::int64_t>> LeastLease(const AttachInfo& info,
+                                                       Collectives* group) {
+  constexpr double kNoLease = std::numeric_limits<double>::infinity();
+  const double mine = info.params_leased
+                          ? static_cast<double>(info.leased_elems_max)
+                          : kNoLease;
+  STOWAGE_ASSIGN_OR_RETURN(const std::vector<std::vector<double>> all,
+                           group->GatherValues({&mine, 1}));
+  double least = kNoLease;
+  for (const std::vector<double>& of_rank : all) {
+    least = std::min(least, of_rank.front());
+  }
+  if (least == kNoLease) return std::optional<std::int64_t>();
+  return std::optional<std::int64_t>(static_cast<std::int64_t>(least));
 }
 
 }  // namespace
@@ -378,6 +398,9 @@ absl::Status Engine::MakeC10dExchange() {
   options.replicated = replicated;
   options.device = device_.get();
   options.keep_shards = KeepsShards() && device_ != nullptr;
+  STOWAGE_ASSIGN_OR_RETURN(
+      options.leased_elems_max,
+      LeastLease(parts.store->info(), parts.reduces.get()));
   options.initial_share =
       needs_server_
           ? Exchange::InitialShare{launch.rank - group_first_, group_ranks_}

@@ -9,6 +9,7 @@
 #include "common/bytes.h"
 #include "common/job_spec.h"
 #include "common/status_macros.h"
+#include "engine/plan/bucket_plan.h"
 #include "optim/onebit_optimizer.h"
 #include "server/core/admission.h"
 #include "server/core/memory_plan.h"
@@ -157,15 +158,20 @@ class Prediction {
     } else {
       forecast_.rank_params = all;
     }
+    if (UsesC10d()) {
+      forecast_.rank_exchange = forecast_.rank_gathered + ReduceBuffers();
+    }
     if (machine_.compute && machine_.compute->process_bytes >= 0) {
       forecast_.rank_private = machine_.compute->process_bytes + kRankOwnBytes +
-                               forecast_.rank_params + forecast_.rank_state;
+                               forecast_.rank_params + forecast_.rank_state +
+                               forecast_.rank_exchange;
     }
     forecast_.node_memory =
         forecast_.server_bytes() +
         ranks_ * (forecast_.rank_private >= 0
                       ? forecast_.rank_private
-                      : forecast_.rank_params + forecast_.rank_state);
+                      : forecast_.rank_params + forecast_.rank_state +
+                            forecast_.rank_exchange);
   }
 
   void MoveBytes() {
@@ -189,15 +195,33 @@ class Prediction {
     SendBytes();
   }
 
+  bool UsesC10d() const {
+    const config::Config& config = workload_.config;
+    return config.stowage.exchange == config::ExchangeKind::kC10d ||
+           config.world_size != ranks_ ||
+           !config::WhyNotSegments(config).empty();
+  }
+
+  // Of engine/exchange/gradient_reducer.h: a unit's gradients, and what is
+  // under way, sent and received.
+  std::int64_t ReduceBuffers() const {
+    const std::int64_t unit = layout_.unit_elems_max() * width_;
+    if (workload_.config.world_size < 2) return unit;
+    const std::int64_t all = layout_.total_elems() * width_;
+    const std::int64_t bucket = zero_.reduce_bucket_size < all / width_
+                                    ? zero_.reduce_bucket_size * width_
+                                    : all;
+    const std::int64_t under_way =
+        std::max(2 * bucket, plan::kReduceUnderWayBytes);
+    return unit + 2 * std::min(all, under_way);
+  }
+
   // What rank 0 sends to the others (docs/distributed.md, "Volume"); a 1-bit
   // optimizer trains at stage 0 only.
   void SendBytes() {
     const config::Config& config = workload_.config;
     const std::int64_t world = config.world_size;
-    const bool c10d = config.stowage.exchange == config::ExchangeKind::kC10d ||
-                      world != ranks_ ||
-                      !config::WhyNotSegments(config).empty();
-    if (!c10d || world < 2) return;
+    if (!UsesC10d() || world < 2) return;
     const auto add = [&](const std::string& what, std::int64_t bytes) {
       if (bytes == 0) return;
       forecast_.moved.push_back(

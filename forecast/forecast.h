@@ -63,7 +63,10 @@ struct Forecast {
   std::int64_t server_gradients = 0;  // segments and sums
   std::int64_t server_own = 0;        // program and bookkeeping
   std::int64_t rank_params = 0;       // private copy: stages 1 and 2
-  std::int64_t rank_gathered = 0;  // at most gathered, read in place: stage 3
+  std::int64_t rank_gathered = 0;     // at most gathered: stage 3
+  // Of rank_private: gathered units and buffers of the c10d exchange. In
+  // segments units are read in place.
+  std::int64_t rank_exchange = 0;
   std::int64_t rank_state = 0;     // not offloaded
   std::int64_t rank_private = -1;  // whole process; negative: not known
   std::int64_t node_memory = 0;    // all of it on this node

@@ -80,7 +80,8 @@ constexpr Key kKeys[] = {
      .nullable = true,
      .needs = Needs::kC10d,
      .effect = "gradients travel while backward goes on, two messages at a "
-               "time; false: each is waited for. Absent: true",
+               "time or small ones up to 8 MiB; false: each is waited for. "
+               "Absent: true",
      .difference = "for the c10d exchange only: in segments gradients always "
                    "land while backward runs. DeepSpeed's default is true for "
                    "stage 3 only",

@@ -30,6 +30,7 @@ C10dExchange::C10dExchange(const C10dOptions& options, const Layout* layout,
       gather_group_(std::move(parts.gathers)),
       reduce_group_(std::move(parts.reduces)),
       store_(std::move(parts.store)),
+      info_(store_->info()),
       part_(plan->parts() == 1 ? 0 : gather_group_->rank()),
       width_(DtypeBytes(layout->param_dtype())),
       ops_(BufferOps::Make(options.device)),
@@ -37,11 +38,22 @@ C10dExchange::C10dExchange(const C10dOptions& options, const Layout* layout,
       gathers_(static_cast<std::size_t>(layout->unit_count())),
       reducer_(options.reduce, layout, plan, part_, reduce_group_.get(),
                store_.get(), options.device) {
+  if (options.leased_elems_max) {
+    info_.params_leased = true;
+    info_.leased_elems_max = *options.leased_elems_max;
+  }
   if (options.device == nullptr) return;
   device_shards_ = std::make_unique<DeviceShards>(
       DeviceShards::Options{
           .part = part_, .width_bytes = width_, .keep = options.keep_shards},
       options.device, store_.get(), plan);
+}
+
+C10dExchange::~C10dExchange() {
+  // After an error collectives may be under way: their threads end before the
+  // buffers that they use.
+  gather_group_.reset();
+  reduce_group_.reset();
 }
 
 // ---------------------------------------------------------------------------
@@ -60,6 +72,11 @@ absl::Status C10dExchange::Queue(std::int32_t unit, std::int64_t step) {
 }
 
 absl::Status C10dExchange::Launch(std::int32_t until) {
+  if (launched_.ok()) launched_ = TryLaunch(until);
+  return launched_;
+}
+
+absl::Status C10dExchange::TryLaunch(std::int32_t until) {
   bool reached = until < 0 || !At(until).queued;
   while (!queue_.empty()) {
     const std::int32_t unit = queue_.front();

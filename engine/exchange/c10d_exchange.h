@@ -18,6 +18,7 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,9 @@ struct C10dOptions {
   Device* device = nullptr;
   // On a device: a shard stays there until there is a newer one.
   bool keep_shards = false;
+  // What a rank may hold where a node's server leases parameters, the least of
+  // all nodes: ranks that gather together must plan alike. Absent: none leases.
+  std::optional<std::int64_t> leased_elems_max;
 };
 
 struct C10dParts {
@@ -63,9 +67,10 @@ class C10dExchange final : public Exchange {
   // `layout` and `plan` must outlive it.
   C10dExchange(const C10dOptions& options, const Layout* layout,
                const plan::ShardPlan* plan, C10dParts parts);
+  ~C10dExchange() override;
 
   std::string_view name() const override { return "c10d"; }
-  const AttachInfo& info() const override { return store_->info(); }
+  const AttachInfo& info() const override { return info_; }
   bool in_place() const override { return false; }
   bool collective() const override { return true; }
   Device* device() const override { return options_.device; }
@@ -115,8 +120,10 @@ class C10dExchange final : public Exchange {
   }
   absl::Status Queue(std::int32_t unit, std::int64_t step);
   // Launches queued gathers in order, up to and including `until` (waiting for
-  // shards), then those that need no wait.
+  // shards), then those that need no wait. What failed once fails ever after: a
+  // gather that was not started leaves the buffer as it was.
   absl::Status Launch(std::int32_t until);
+  absl::Status TryLaunch(std::int32_t until);
   absl::Status LaunchOne(std::int32_t unit);
   // With one part: this rank's shard is the unit.
   absl::Status LaunchLone(std::int32_t unit);
@@ -138,6 +145,7 @@ class C10dExchange final : public Exchange {
   std::unique_ptr<Collectives> gather_group_;
   std::unique_ptr<Collectives> reduce_group_;
   std::unique_ptr<ShardStore> store_;
+  AttachInfo info_;
   const std::int32_t part_;
   const std::int64_t width_;
   const std::unique_ptr<BufferOps> ops_;
@@ -145,6 +153,7 @@ class C10dExchange final : public Exchange {
   BufferPool pool_;
   std::vector<Gather> gathers_;  // by unit
   std::deque<std::int32_t> queue_;
+  absl::Status launched_;  // the first error of Launch()
   GradientReducer reducer_;
   double params_seconds_ = 0;
   double prepare_seconds_ = 0;

@@ -258,8 +258,7 @@ class GroupCollectives final : public Collectives {
         works.push_back(group_->send(out, (rank() + i) % ranks(), tag));
       }
     });
-    // What was started writes there: a group that failed is not used again,
-    // and its end closes the connections before the caller's memory goes.
+    // What was started ends with its work, here.
     if (!status.ok()) return Lost(status, kWhat);
     std::memcpy(piece(rank()).data(), mine.const_data_ptr(), size);
     return std::make_unique<PeersPending>(std::move(works), kWhat);

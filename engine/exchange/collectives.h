@@ -48,7 +48,8 @@ class Pending {
 
   // Never true too early; Gloo's sends and receives say it after Wait() only.
   virtual bool Done() = 0;
-  // Blocks: until done, at most the group's time limit.
+  // Blocks: until done, at most the group's time limit (over Gloo a gather, for
+  // each peer).
   virtual absl::Status Wait() = 0;
 };
 

@@ -40,7 +40,7 @@ struct ReduceOptions {
   // Messages are waited for at the end, with two of them under way, or as many
   // small ones as begin below under_way_bytes; false: each at once.
   bool overlap = true;
-  std::int64_t under_way_bytes = std::int64_t{8} << 20;
+  std::int64_t under_way_bytes = plan::kReduceUnderWayBytes;
   // Each rank gets its part only; false: an all-reduce, of which it takes it.
   bool scatter = true;
   Dtype wire_dtype = Dtype::kFp32;

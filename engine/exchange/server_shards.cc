@@ -71,8 +71,9 @@ bool ServerShards::ShardReady(std::int32_t unit, std::int64_t step) const {
   }
   const std::int32_t node_unit = NodeUnit(unit);
   if (plan_->Shard(unit, part_).empty() || node_unit < 0) return true;
-  // A lease is asked for when the unit's turn has come.
-  return info().params_leased || session_->VersionReady(node_unit, step);
+  // A lease is asked for when the unit's turn has come: it may wait for the
+  // disk, and holds the server's memory.
+  return !info().params_leased && session_->VersionReady(node_unit, step);
 }
 
 void ServerShards::ReleaseShard(std::int32_t unit) {

@@ -20,6 +20,10 @@
 
 namespace stowage::plan {
 
+// Small messages are under way together until they have so many bytes; of
+// larger ones there are two.
+inline constexpr std::int64_t kReduceUnderWayBytes = std::int64_t{8} << 20;
+
 struct BucketPiece {
   std::int32_t unit = 0;
   ElemRange in_part;  // of part_elems(unit)

@@ -24,6 +24,9 @@ class Recorded final : public Collectives {
   std::string_view backend() const override { return "gloo"; }
   absl::StatusOr<std::unique_ptr<Pending>> AllGather(
       std::span<std::byte> gathered, std::span<const std::byte> mine) override {
+    if (std::exchange(fails_next, false)) {
+      return absl::UnavailableError("the link is down");
+    }
     EXPECT_EQ(gathered.size(), mine.size() * static_cast<std::size_t>(ranks_));
     gathers.push_back(gathered.size());
     for (std::size_t r = 0; r < static_cast<std::size_t>(ranks_); ++r) {
@@ -55,6 +58,7 @@ class Recorded final : public Collectives {
                                             {mine.begin(), mine.end()});
   }
 
+  bool fails_next = false;
   std::vector<std::size_t> gathers;
   std::vector<std::pair<int, std::size_t>> broadcasts;
 
@@ -148,6 +152,30 @@ TEST(C10dExchange, APrefetchedUnitIsGatheredOnce) {
   rig.exchange->Release(0);
   EXPECT_EQ(rig.group->gathers.size(), 2U);
   EXPECT_GT(rig.exchange->traffic().gathered_bytes_peak, 0);
+}
+
+// Else the unit's use would read what the buffer held before.
+TEST(C10dExchange, AGatherThatCouldNotStartIsAnErrorOfTheFetch) {
+  for (const bool prefetched : {true, false}) {
+    Rig rig(2, {});
+    rig.group->fails_next = true;
+    if (prefetched) rig.exchange->StartFetch(0, 0);
+    const auto data = rig.exchange->Fetch(0, 0);
+    ASSERT_FALSE(data.ok());
+    EXPECT_EQ(data.status().message(), "the link is down");
+    EXPECT_FALSE(rig.exchange->Fetch(0, 0).ok())
+        << "not the second time either";
+    EXPECT_FALSE(rig.exchange->Prepare(0, {}).ok());
+  }
+}
+
+TEST(C10dExchange, ALeaseOfAnotherNodeBoundsThisRank) {
+  C10dOptions options;
+  EXPECT_FALSE(Rig(2, options).exchange->info().params_leased);
+  options.leased_elems_max = 6144;
+  Rig rig(2, options);
+  EXPECT_TRUE(rig.exchange->info().params_leased);
+  EXPECT_EQ(rig.exchange->info().leased_elems_max, 6144);
 }
 
 TEST(C10dExchangeOnADevice, GathersWhatWasCopiedThere) {
