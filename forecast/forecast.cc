@@ -77,7 +77,13 @@ class Prediction {
 
  private:
   std::int64_t params() const { return layout_.parameter_count(); }
-  std::int64_t slots() const { return ranks_ * micros_; }
+  // Copies of all gradients that reach the server in a step.
+  std::int64_t slots() const {
+    return RanksReduce() ? micros_ : ranks_ * micros_;
+  }
+  bool RanksReduce() const {
+    return UsesC10d() && !config::IsOneBit(workload_.config.optimizer.type);
+  }
 
   absl::Status PlanServer() {
     const JobSpec job = JobOf(workload_);
@@ -86,6 +92,7 @@ class Prediction {
     run.world_size = static_cast<std::int32_t>(workload_.config.world_size);
     run.local_ranks = ranks_;
     run.micro_steps = static_cast<std::int32_t>(micros_);
+    run.shards = RanksReduce();
     STOWAGE_ASSIGN_OR_RETURN(
         plan_, core::PlanMemory(layout_, job, run, kKeptSlotsMax));
     forecast_.server_state = plan_.need.state_bytes + plan_.need.one_bit_bytes;

@@ -41,6 +41,7 @@ class Plan(unittest.TestCase):
                 {},
                 {"zero_optimization": {"stage": 2, "offload_optimizer":
                                        {"device": "cpu"}}},
+                {"stowage": {"exchange": "c10d"}},
                 {"gradient_accumulation_steps": 8,
                  "bf16": {"enabled": True}}):
             config = self.folder.config(**changes)

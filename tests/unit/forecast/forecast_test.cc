@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "engine/plan/bucket_plan.h"
 #include "forecast/gpt_layout.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -115,6 +116,26 @@ TEST(Forecast, LiveParametersBoundWhatIsGathered) {
   ASSERT_TRUE(forecast.ok());
   const Layout layout = Layout::Create(GptLayout(kDemo, Dtype::kBf16)).value();
   EXPECT_EQ(forecast->rank_gathered, layout.unit_elems_max() * 2);
+}
+
+TEST(Forecast, ProcessGroupsCostARankItsOwnCopies) {
+  const std::string zero =
+      "\"zero_optimization\": {\"stage\": 3, \"reduce_bucket_size\": 1000, "
+      "\"offload_optimizer\": {\"device\": \"cpu\"}, \"offload_param\": "
+      "{\"device\": \"cpu\"}}";
+  const auto segments = Predict(Make(zero), Measured());
+  const auto c10d = Predict(
+      Make(zero + ", \"stowage\": {\"exchange\": \"c10d\"}"), Measured());
+  ASSERT_TRUE(segments.ok() && c10d.ok()) << c10d.status();
+  const Layout layout = Layout::Create(GptLayout(kDemo, Dtype::kBf16)).value();
+  EXPECT_EQ(segments->rank_exchange, 0);
+  // All that is gathered; a unit's gradients; what is under way, both ways.
+  EXPECT_EQ(c10d->rank_exchange,
+            2 * (layout.total_elems() + layout.unit_elems_max()) +
+                2 * plan::kReduceUnderWayBytes);
+  EXPECT_EQ(c10d->rank_private - segments->rank_private, c10d->rank_exchange);
+  // Both ranks' gradients reach the server as one sum.
+  EXPECT_EQ(2 * c10d->server_gradients, segments->server_gradients);
 }
 
 std::int64_t Moved(const Forecast& forecast, const std::string& what) {
