@@ -19,7 +19,7 @@ using Json = nlohmann::ordered_json;
 
 std::string Milliseconds(double seconds) {
   if (seconds < 0) return "not known";
-  return absl::StrFormat(seconds < 0.01 ? "%.2f ms" : "%.1f ms", seconds * 1e3);
+  return absl::StrFormat("%.*f ms", seconds < 0.01 ? 2 : 1, seconds * 1e3);
 }
 
 std::string Millions(std::int64_t count) {

@@ -478,7 +478,7 @@ class FakeRun {
 
  private:
   absl::Status BackwardOf(FakeRank& rank, std::int64_t step, std::int32_t micro,
-                          const BatchGradient& gradient) {
+                          const BatchGradient& gradient) const {
     const std::int32_t batch = micro * ranks() + rank.local_rank();
     return rank.Backward(step, micro, run_.micro_steps,
                          [&](std::int32_t unit, std::int64_t element) {
