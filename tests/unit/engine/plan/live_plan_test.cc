@@ -46,6 +46,14 @@ class Mirror {
 void RunPass(LivePlan& plan, Mirror& mirror,
              const std::vector<LivePlan::Unit>& units,
              const std::vector<std::int32_t>& uses, std::int64_t bucket) {
+  std::int64_t largest = 0;  // need of a use
+  for (const LivePlan::Unit& u : units) {
+    std::int64_t need = u.elems;
+    for (const std::int32_t other : u.borrows) {
+      need += units[static_cast<std::size_t>(other)].elems;
+    }
+    largest = std::max(largest, need);
+  }
   for (const std::int32_t unit : uses) {
     const LivePlan::Actions begin = plan.BeginUse(unit);
     mirror.Carry(begin);
@@ -58,14 +66,6 @@ void RunPass(LivePlan& plan, Mirror& mirror,
     ASSERT_EQ(mirror.elems(), plan.live_elems());
     // Before its last use, what was prefetched was below the bucket.
     std::int64_t ahead = 0;
-    std::int64_t largest = 0;
-    for (const LivePlan::Unit& u : units) {
-      std::int64_t need = u.elems;
-      for (const std::int32_t other : u.borrows) {
-        need += units[static_cast<std::size_t>(other)].elems;
-      }
-      largest = std::max(largest, need);
-    }
     for (const std::int32_t other : begin.prefetch) {
       ahead += units[static_cast<std::size_t>(other)].elems;
     }
