@@ -209,18 +209,22 @@ class Prediction {
            !config::WhyNotSegments(config).empty();
   }
 
-  // Of engine/exchange/gradient_reducer.h: a unit's gradients, and what is
-  // under way, sent and received.
+  // Of engine/exchange/gradient_reducer.h: a unit's gradients, the sums of
+  // stages that reduce at the last micro step only, and what is under way, sent
+  // and received.
   std::int64_t ReduceBuffers() const {
-    const std::int64_t unit = layout_.unit_elems_max() * width_;
-    if (workload_.config.world_size < 2) return unit;
+    std::int64_t own = layout_.unit_elems_max() * width_;
+    if (zero_.stage < 2 && micros_ > 1) {
+      own += layout_.state_elems() * static_cast<std::int64_t>(sizeof(float));
+    }
+    if (workload_.config.world_size < 2) return own;
     const std::int64_t all = layout_.total_elems() * width_;
     const std::int64_t bucket = zero_.reduce_bucket_size < all / width_
                                     ? zero_.reduce_bucket_size * width_
                                     : all;
     const std::int64_t under_way =
         std::max(2 * bucket, plan::kReduceUnderWayBytes);
-    return unit + 2 * std::min(all, under_way);
+    return own + 2 * std::min(all, under_way);
   }
 
   // What rank 0 sends to the others (docs/distributed.md, "Volume"); a 1-bit

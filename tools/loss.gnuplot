@@ -12,6 +12,10 @@ set tics nomirror
 # The files count samples; their first row is the first step.
 stats loss using 1 every ::1 nooutput name 'samples'
 batch = samples_min
+# A file that several runs were written to: where the samples fall, a new line
+# begins (at the new run's second point).
+before = -1
+falls(x) = (fell = x <= before, before = x, fell)
 if (strlen(scale) > 0) {
   set border 11
   set y2label 'loss scale'
@@ -20,8 +24,8 @@ if (strlen(scale) > 0) {
   set y2tics 2
   stats scale using 2 every ::1 nooutput name 'scales'
   set y2range [scales_min / 2 : scales_max * 4]
-  plot loss using ($1 / batch):2 every ::1 with lines lw 2 lc rgb '#1f6fb4' title 'loss', \
+  plot loss using ($1 / batch):(falls($1) ? NaN : $2) every ::1 with lines lw 2 lc rgb '#1f6fb4' title 'loss', \
        scale using ($1 / batch):2 every ::1 axes x1y2 with steps lw 1.5 lc rgb '#d97a1a' title 'loss scale'
 } else {
-  plot loss using ($1 / batch):2 every ::1 with lines lw 2 lc rgb '#1f6fb4' title 'loss'
+  plot loss using ($1 / batch):(falls($1) ? NaN : $2) every ::1 with lines lw 2 lc rgb '#1f6fb4' title 'loss'
 }

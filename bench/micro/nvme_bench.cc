@@ -60,6 +60,7 @@ struct Flags {
   bool power = false;
   bool no_checksums = false;
   bool pool = false;
+  bool single_submit = false;
 };
 
 double Now() {
@@ -104,6 +105,7 @@ NvmeStoreOptions MakeOptions(const Flags& flags, const Layout& layout) {
   options.slots = flags.slots;
   options.block_size = flags.block_size;
   options.queue_depth = flags.queue_depth;
+  options.single_submit = flags.single_submit;
   options.threads = flags.pool ? flags.queue_depth : 1;
   options.lock_memory = false;
   options.backend =
@@ -381,6 +383,7 @@ int Main(int argc, char** argv) {
   app.add_option("--block-size", flags.block_size, "aio.block_size");
   app.add_option("--extent-bytes", flags.extent_bytes, "of a new store");
   app.add_option("--cache-fraction", flags.cache_fraction, "of the state");
+  app.add_flag("--single-submit", flags.single_submit, "aio.single_submit");
   app.add_flag("--power", flags.power, "durability power; else memory");
   app.add_flag("--no-checksums", flags.no_checksums, "of a new store");
   app.add_flag("--pool", flags.pool, "pread/pwrite instead of io_uring");

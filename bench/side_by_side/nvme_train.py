@@ -53,7 +53,7 @@ class Place:
                 "optimizer": {"type": "AdamW", "params": {"lr": 3e-4, "weight_decay": 0.01}},
                 "zero_optimization": {"stage": 3, "sub_group_size": 1e6, "offload_optimizer": optimizer,
                                       "offload_param": param},
-                "aio": {"block_size": 1 << 20, "queue_depth": 16, "overlap_events": True},
+                "aio": {"block_size": 1 << 20, "queue_depth": 32, "overlap_events": True},
                 "stowage": stowage}
 
 

@@ -133,7 +133,7 @@ absl::Status NvmeStoreImpl::Commit(const CommitRecord& record) {
   const bool passed = std::exchange(in_pass_, false);
   // Cut windows, read ahead: not where each window is read when it is asked
   // for, nor where extents come back.
-  const bool early = passed && options_.pipeline_read && !scattered_;
+  const bool early = passed && ReadsEarly();
   if (early) early_order_.assign(order_.begin(), order_.end());
   order_ = {};
   touched_.clear();

@@ -177,20 +177,22 @@ void NvmeStoreImpl::ResetWindows() {
   free_slots_.clear();
   for (std::int32_t s = plan_.slots - 1; s >= 0; --s) free_slots_.push_back(s);
   next_start_ = next_acquire_ = next_release_ = first_unreclaimed_ = 0;
+  next_early_ = 0;
 }
 
 // After the commit of a pass over early_order_; its windows were cut by the
-// same order and cache as the next one's will be.
+// same order and cache as the next one's will be. Those that ReadAhead() began
+// with are kept.
 void NvmeStoreImpl::StartEarly() {
   order_ = early_order_;
   failed_ = absl::OkStatus();
   next_ = table_;
   for (Resident& at : residents_) at.touched = false;
-  for (Window& window : windows_) {
-    window.slot = -1;
-    window.started = false;
+  for (std::size_t w = next_early_; w < windows_.size(); ++w) {
+    windows_[w].started = false;
   }
-  ResetWindows();
+  next_start_ = std::exchange(next_early_, 0);
+  next_acquire_ = next_release_ = first_unreclaimed_ = 0;
   ForgetStaged();  // their slots are read into
   early_ = true;
   // What is read early is asked for, whatever comes after it.
@@ -215,24 +217,33 @@ void NvmeStoreImpl::KeepReading() {
   if (early_ && !in_pass_) queue_->Pump(/*wait=*/false);
 }
 
-// Fills free slots with the windows that come next.
+// Fills free slots with the windows that come next: of this pass, then of the
+// next one, so that the device is never left with what remains to be written.
 void NvmeStoreImpl::ReadAhead() {
   while (failed_.ok() && next_start_ < windows_.size()) {
     // A window that is not asked for yet.
     if (next_start_ > next_acquire_ && !options_.pipeline_read) return;
     // Extents that come back wait until they were written.
     if (scattered_ && next_start_ > next_release_) return;
-    Window& window = windows_[next_start_];
-    if (window.slot_bytes > 0) {
-      if (free_slots_.empty()) return;
-      window.slot = free_slots_.back();
-      free_slots_.pop_back();
-    }
+    if (!FillSlot(&windows_[next_start_])) return;
     ++next_start_;
-    if (absl::Status started = StartWindow(&window); !started.ok()) {
-      failed_ = std::move(started);
-    }
   }
+  if (!in_pass_ || scanning_ || !ReadsEarly()) return;
+  while (failed_.ok() && next_early_ < first_unreclaimed_) {
+    if (!FillSlot(&windows_[next_early_])) return;
+    ++next_early_;
+  }
+}
+
+// Starts reading a window into a free slot. Returns: false if there is none.
+bool NvmeStoreImpl::FillSlot(Window* window) {
+  if (window->slot_bytes > 0) {
+    if (free_slots_.empty()) return false;
+    window->slot = free_slots_.back();
+    free_slots_.pop_back();
+  }
+  failed_.Update(StartWindow(window));
+  return true;
 }
 
 absl::Status NvmeStoreImpl::StartWindow(Window* window) {
@@ -479,9 +490,15 @@ absl::Status NvmeStoreImpl::Release(const UpdateWindow& window) {
 absl::Status NvmeStoreImpl::EndWrites() {
   {
     const WaitTimer timer(&stats_.write_wait_seconds);
-    queue_->Drain();
+    // Not for what is read for the next pass.
+    while (first_unreclaimed_ < next_release_) {
+      for (const std::int32_t e : windows_[first_unreclaimed_].extents) {
+        queue_->Wait(resident(e).transfer);
+      }
+      ReclaimSlots();
+      ReadAhead();
+    }
   }
-  ReclaimSlots();
   for (const std::int32_t e : touched_) failed_.Update(TakeWriteResult(e));
   return failed_;
 }

@@ -6,10 +6,10 @@
 // and slots are filled in the order of the pass, as far ahead as there are free
 // ones. Extents of the cache have a home of their own and take no slot.
 //
-// After a commit the first windows of the next pass are read at once (*early*),
-// as many as there are slots: the order is almost always the same, and the disk
-// has nothing to do while the ranks compute. A pass in that order takes them
-// over; anything else drops them.
+// The first windows of the next pass are read *early*, as many as there are
+// slots, from the last writes of a pass on: the order is almost always the
+// same, and the disk has nothing to do while the ranks compute. A pass in that
+// order takes them over; anything else drops them.
 //
 // Two tables say where bytes are: `table_`, of the last commit, and `next_`, of
 // the pass. Nothing that a kept commit refers to is ever written to.
@@ -159,8 +159,9 @@ class NvmeStoreImpl final : public NvmeStore {
   // The pass.
   void ChooseCache();
   void CutWindows();
-  bool SlotsFree() const { return !free_slots_.empty(); }
+  bool ReadsEarly() const { return options_.pipeline_read && !scattered_; }
   void ReadAhead();
+  bool FillSlot(Window* window);
   void ResetWindows();
   void StartEarly();
   void DropEarly();
@@ -232,7 +233,8 @@ class NvmeStoreImpl final : public NvmeStore {
   std::size_t next_acquire_ = 0;
   std::size_t next_release_ = 0;
   std::size_t first_unreclaimed_ = 0;
-  bool scattered_ = false;  // an extent is visited more than once
+  std::size_t next_early_ = 0;  // of the next pass, begun in this one
+  bool scattered_ = false;      // an extent is visited more than once
   bool cache_chosen_ = false;
   std::vector<std::int32_t> cache_order_;  // the order it was chosen by
   absl::Status failed_;

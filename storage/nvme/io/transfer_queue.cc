@@ -49,34 +49,59 @@ void TransferQueue::Start(const Target& target, std::span<std::byte> memory,
                     .buffer = target.buffer,
                     .tag = tag},
         .transfer = transfer};
-    waiting_.push_back(tag);
+    LineOf(blocks_[tag]).waiting.push_back(tag);
     ++transfer->blocks_left;
   }
   SubmitWaiting();
 }
 
+// What is submitted next, as far as the engine has room.
+void TransferQueue::FillBatch() {
+  batch_.clear();
+  std::array<std::size_t, 2> taken{};
+  const auto under_way = [&](std::size_t line) {
+    return lines_[line].in_flight + static_cast<std::int64_t>(taken[line]);
+  };
+  const auto left = [&](std::size_t line) {
+    return taken[line] < lines_[line].waiting.size();
+  };
+  for (std::int32_t room = engine_->capacity() - in_flight_; room > 0; --room) {
+    if (!left(0) && !left(1)) return;
+    std::size_t line = 1 - last_line_;
+    if (under_way(last_line_) < under_way(line)) line = last_line_;
+    if (!left(line)) line = 1 - line;
+    last_line_ = line;
+    batch_.push_back(blocks_[lines_[line].waiting[taken[line]++]].request);
+  }
+}
+
+// The engine is broken: whatever is not in flight fails.
+void TransferQueue::FailWaiting(int error) {
+  for (Line& line : lines_) {
+    while (!line.waiting.empty()) {
+      const std::uint64_t tag = line.waiting.front();
+      line.waiting.pop_front();
+      Fail(blocks_[tag], error, /*short_transfer=*/false);
+      EndBlock(tag);
+    }
+  }
+}
+
 void TransferQueue::SubmitWaiting() {
   if (!options_.overlap_events && in_flight_ > 0) return;
-  while (!waiting_.empty() && in_flight_ < engine_->capacity()) {
-    batch_.clear();
-    const auto room =
-        static_cast<std::size_t>(engine_->capacity() - in_flight_);
-    for (std::size_t i = 0; i < std::min(room, waiting_.size()); ++i) {
-      batch_.push_back(blocks_[waiting_[i]].request);
-    }
+  while (anything_waits() && in_flight_ < engine_->capacity()) {
+    FillBatch();
     const std::int32_t taken = engine_->Submit(batch_);
     if (taken < 0) {
-      // The engine is broken: whatever is not in flight fails.
-      while (!waiting_.empty()) {
-        const std::uint64_t tag = waiting_.front();
-        waiting_.pop_front();
-        Fail(blocks_[tag], -taken, /*short_transfer=*/false);
-        EndBlock(tag);
-      }
+      FailWaiting(-taken);
       return;
     }
     if (taken == 0) return;  // full; a completion makes room
-    waiting_.erase(waiting_.begin(), waiting_.begin() + taken);
+    for (std::int32_t i = 0; i < taken; ++i) {
+      Line& line = LineOf(blocks_[batch_[static_cast<std::size_t>(i)].tag]);
+      line.waiting.pop_front();
+      ++line.in_flight;
+    }
     in_flight_ += taken;
   }
 }
@@ -98,10 +123,12 @@ void TransferQueue::Complete(const IoCompletion& completion) {
   --in_flight_;
   Block& block = blocks_[completion.tag];
   STOWAGE_CHECK(block.transfer != nullptr);
+  Line& line = LineOf(block);
+  --line.in_flight;
   if (completion.result == -EAGAIN || completion.result == -EINTR) {
     if (++block.retries <= kRetriesMax) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      waiting_.push_front(completion.tag);
+      line.waiting.push_front(completion.tag);
       return;
     }
   }
@@ -126,7 +153,7 @@ void TransferQueue::Complete(const IoCompletion& completion) {
   block.request.offset_bytes += moved;
   block.request.data += moved;
   block.request.bytes -= moved;
-  waiting_.push_front(completion.tag);
+  line.waiting.push_front(completion.tag);
 }
 
 bool TransferQueue::Pump(bool wait) {

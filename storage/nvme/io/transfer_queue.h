@@ -3,9 +3,15 @@
 //
 // What a store calls. A transfer is one run of bytes of one file, of any
 // length; its Transfer object counts what is left and keeps the first error.
+//
+// Reads and writes wait in a line each, and the one with less under way goes
+// first, in turns where both have as much: a pipeline reads ahead by whole
+// windows, and what it writes behind those would leave the device one way at a
+// time.
 
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -80,7 +86,7 @@ class TransferQueue {
   void AwaitCompletions(std::vector<IoCompletion>* completions) const;
   void Take(const std::vector<IoCompletion>& completions);
 
-  bool idle() const { return in_flight_ == 0 && waiting_.empty(); }
+  bool idle() const { return in_flight_ == 0 && !anything_waits(); }
   const IoEngine& engine() const { return *engine_; }
 
  private:
@@ -90,6 +96,20 @@ class TransferQueue {
     std::int32_t retries = 0;
   };
 
+  // Requests of one kind, reads or writes.
+  struct Line {
+    std::deque<std::uint64_t> waiting;  // tags, in the order of submission
+    std::int64_t in_flight = 0;
+  };
+
+  Line& LineOf(const Block& block) {
+    return lines_[block.request.write ? 1 : 0];
+  }
+  bool anything_waits() const {
+    return !lines_[0].waiting.empty() || !lines_[1].waiting.empty();
+  }
+  void FillBatch();
+  void FailWaiting(int error);
   void SubmitWaiting();
   void Complete(const IoCompletion& completion);
   void EndBlock(std::uint64_t index);
@@ -97,9 +117,10 @@ class TransferQueue {
 
   const std::unique_ptr<IoEngine> engine_;
   const TransferOptions options_;
-  std::vector<Block> blocks_;          // by tag
-  std::vector<std::uint64_t> free_;    // tags
-  std::deque<std::uint64_t> waiting_;  // tags, to be submitted in this order
+  std::vector<Block> blocks_;        // by tag
+  std::vector<std::uint64_t> free_;  // tags
+  std::array<Line, 2> lines_;        // reads, writes
+  std::size_t last_line_ = 1;        // that was taken from
   std::vector<IoRequest> batch_;
   std::vector<IoCompletion> completions_;
   std::int32_t in_flight_ = 0;

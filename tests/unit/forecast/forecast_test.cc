@@ -138,6 +138,24 @@ TEST(Forecast, ProcessGroupsCostARankItsOwnCopies) {
   EXPECT_EQ(2 * c10d->server_gradients, segments->server_gradients);
 }
 
+TEST(Forecast, StagesThatReduceOnceKeepSumsUntilThen) {
+  const auto exchange_of = [](int stage, int accumulation) {
+    const auto forecast = Predict(
+        Make(absl::StrCat("\"gradient_accumulation_steps\": ", accumulation,
+                          ", \"zero_optimization\": {\"stage\": ", stage,
+                          "}, \"stowage\": {\"exchange\": \"c10d\"}")),
+        Measured());
+    EXPECT_TRUE(forecast.ok()) << forecast.status();
+    return forecast->rank_exchange;
+  };
+  const Layout layout = Layout::Create(GptLayout(kDemo, Dtype::kBf16)).value();
+  for (const int stage : {0, 1, 2}) {
+    EXPECT_EQ(exchange_of(stage, 4) - exchange_of(stage, 1),
+              stage < 2 ? 4 * layout.state_elems() : 0)
+        << stage;
+  }
+}
+
 std::int64_t Moved(const Forecast& forecast, const std::string& what) {
   for (const Amount& amount : forecast.moved) {
     if (what == amount.what) return amount.bytes;
