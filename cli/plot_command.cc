@@ -8,7 +8,6 @@
 #include <memory>
 #include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -80,11 +79,7 @@ std::set<std::string> FoldersOf(const monitor::SeriesSource& source) {
 
 void AddData(const char* name, const Points& points, std::string* script) {
   absl::StrAppend(script, "$", name, " << EOD\n");
-  double before = -1;
   for (const auto& [x, y] : points) {
-    // Files that several runs were written to one after the other: an empty
-    // line begins a line of its own.
-    if (x <= std::exchange(before, x)) *script += "\n";
     if (std::isfinite(y)) {
       absl::StrAppendFormat(script, "%.17g %.17g\n", x, y);
     }

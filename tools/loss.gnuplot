@@ -16,6 +16,8 @@ batch = samples_min
 # begins (at the new run's second point).
 before = -1
 falls(x) = (fell = x <= before, before = x, fell)
+scale_before = -1
+scale_falls(x) = (fell = x <= scale_before, scale_before = x, fell)
 if (strlen(scale) > 0) {
   set border 11
   set y2label 'loss scale'
@@ -25,7 +27,7 @@ if (strlen(scale) > 0) {
   stats scale using 2 every ::1 nooutput name 'scales'
   set y2range [scales_min / 2 : scales_max * 4]
   plot loss using ($1 / batch):(falls($1) ? NaN : $2) every ::1 with lines lw 2 lc rgb '#1f6fb4' title 'loss', \
-       scale using ($1 / batch):2 every ::1 axes x1y2 with steps lw 1.5 lc rgb '#d97a1a' title 'loss scale'
+       scale using ($1 / batch):(scale_falls($1) ? NaN : $2) every ::1 axes x1y2 with steps lw 1.5 lc rgb '#d97a1a' title 'loss scale'
 } else {
   plot loss using ($1 / batch):(falls($1) ? NaN : $2) every ::1 with lines lw 2 lc rgb '#1f6fb4' title 'loss'
 }

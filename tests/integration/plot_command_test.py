@@ -1,6 +1,5 @@
 """stowctl plot from what each monitor wrote, and how it refuses."""
 
-import glob
 import json
 import os
 import shutil
@@ -75,31 +74,6 @@ class Plot(unittest.TestCase):
         self.assertEqual(out.returncode, 0, out.stderr)
         self.assertIn("from       " + os.path.join(both, "a", "csv"),
                       out.stdout)
-
-    def test_runs_in_one_file_are_lines_of_their_own(self):
-        twice = self.folder.file("twice")
-        shutil.copytree(self.out, twice)
-        path = glob.glob(os.path.join(twice, "**", "*train_loss.csv"),
-                         recursive=True)[0]
-        with open(path) as file:
-            head, *rows = file.read().splitlines()
-        with open(path, "w") as file:
-            file.write("\n".join([head, *rows, *rows]) + "\n")
-        said = self.folder.file("gnuplot's input")
-        os.makedirs(self.folder.file("bin"), exist_ok=True)
-        fake = self.folder.file("bin/gnuplot")
-        with open(fake, "w") as file:
-            file.write(f"#!/bin/sh\ncat > \"{said}\"\n")
-        os.chmod(fake, 0o755)
-        out = plot(twice, env={"PATH": os.path.dirname(fake) + ":" +
-                               os.environ["PATH"]})
-        self.assertEqual(out.returncode, 0, out.stderr)
-        with open(said) as file:
-            points = file.read().split("$loss << EOD\n")[1].split("EOD")[0]
-        lines = points.strip("\n").split("\n\n")
-        self.assertEqual(len(lines), 2, points)
-        self.assertEqual(lines[0], lines[1])
-        self.assertEqual(len(lines[0].splitlines()), 9)
 
     def test_refusals_are_one_line(self):
         for args, words in (([self.folder.file("none")], "no such folder"),
