@@ -147,8 +147,17 @@ ROWS = [("read", "read", "memory", True), ("write", "write", "memory", True), ("
         ("mixed", "mixed", "memory", False), ("mixed", "mixed", "power", True), ("step", "mixed", "power", True)]
 
 
-def row_key(row: dict) -> tuple:
-    return row["mode"], row["durability"], row["checksums"]
+def again(options, report, section: str, rows, measure):
+    """Measures rows (name, kind, durability, ...) of a section; with --row only those, beside what the file has."""
+    def key(row: dict) -> tuple:
+        return row.get("mode", row.get("model")), row["durability"], row.get("checksums")
+
+    kept = {key(row): row for row in report.get(section, [])} if options.row else {}
+    for row in rows:
+        if not options.row or f"{row[0]} {row[2]}" in options.row:
+            got = measure(row)
+            kept[key(got)] = got
+    report[section] = list(kept.values())
 
 
 def aio(options) -> list:
@@ -212,10 +221,11 @@ def aio_table(rows) -> list:
 
 def train_table(rows) -> list:
     lines = ["## A training step against the disk's bound (slots only, 2 ranks)", "",
-             "| model | durability | step ms min / median / max | forward (of it waiting) | backward | bound ms | "
-             "fio mixed MiB/s | ratio min / median / max | aim |", "|---|---|---|---|---|---|---|---|---|"]
+             "| model | durability | windows of 12 MB | step ms min / median / max | forward (of it waiting) | "
+             "backward | bound ms | fio mixed MiB/s | ratio min / median / max | aim |", "|---|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        lines.append(f"| {row['model']} | {row['durability']} | {spread([r['ms'] for r in row['runs']])} | "
+        lines.append(f"| {row['model']} | {row['durability']} | {row['windows']} | "
+                     f"{spread([r['ms'] for r in row['runs']])} | "
                      f"{row['forward_ms']:.0f} ({row['wait_params_ms']:.0f}) | {row['backward_ms']:.0f} | "
                      f"{row['bound_ms']:.0f} | {row['mixed_mib_s']:.0f} | "
                      f"{spread([r['ratio'] for r in row['runs']])} | 1.15 {mark(row['ratio'] <= 1.15)} |")
@@ -283,18 +293,14 @@ SECTIONS = ["store", "aio", "train", "tune", "peer", "budget", "size", "cache"]
 
 def run_section(options, section, report, data):
     if section == "store":
-        kept = {row_key(row): row for row in report.get("store", []) if options.row}
-        for row in ROWS:
-            if not options.row or row[0] in options.row:
-                got = store_row(options, *row)
-                kept[row_key(got)] = got
-        report["store"] = list(kept.values())
+        again(options, report, "store", ROWS, lambda row: store_row(options, *row))
     elif section == "aio":
         report["aio"] = aio(options)
     elif section == "train":
-        report["train"] = [train.against_bound(options, model, durability, data, fio)
-                           for model in ([train.SMALL] if options.quick else [train.SMALL, train.LARGE])
-                           for durability in ("power", "memory")]
+        rows = [(model.name, "train", durability, model)
+                for model in ([train.SMALL] if options.quick else [train.SMALL, train.LARGE])
+                for durability in ("power", "memory")]
+        again(options, report, "train", rows, lambda row: train.against_bound(options, row[3], row[2], data, fio))
     elif section == "tune":
         report["tuned"] = train.tune(options, train.SMALL, data)
     elif section == "peer":
@@ -315,8 +321,9 @@ def main():
                         help="where the results go, beside those of other sections that are there; a table (.md) and "
                              "a picture (.png) beside it")
     parser.add_argument("--only", action="append", choices=SECTIONS, help="these sections (default: all)")
-    parser.add_argument("--row", action="append", choices=sorted({row[0] for row in ROWS}),
-                        help="of section store: these rows only; the file keeps the others")
+    parser.add_argument("--row", action="append", metavar="ROW",
+                        help="of sections store and train: this row only, as 'write memory' or '25M power'; the file "
+                             "keeps the others")
     parser.add_argument("--path", default=None, help="folder on the device (default: build/)")
     parser.add_argument("--data", help="text to train on (default: the demo's)")
     parser.add_argument("--elems", type=int, default=64 << 20, help="parameters (24 bytes of disk each)")

@@ -28,6 +28,7 @@ MIB = float(1 << 20)
 SMALL = sides.Model("25M", 8, 512, 1)
 LARGE = sides.Model("85M", 12, 768, 1)
 WARMUP = 3
+WINDOWS = 8  # of sub_group_size elements, 12 MB each
 SERVER_OWN_BYTES = 32 << 20  # kServerOwnBytes of server/core/memory_plan.h
 
 
@@ -42,7 +43,7 @@ class Place:
         optimizer, param, stowage = {"device": "cpu"}, {"device": "cpu"}, {"durability": "memory"}
         if not self.memory:
             nvme = {"device": "nvme", "nvme_path": str(disk)}
-            optimizer = {**nvme, "buffer_count": 6, "pipeline_read": True, "pipeline_write": True}
+            optimizer = {**nvme, "buffer_count": WINDOWS, "pipeline_read": True, "pipeline_write": True}
             param = {**nvme, "buffer_count": 5, "max_in_cpu": 0 if self.budget is None else 10**9}
             stowage = {"durability": self.durability, "kept_steps": 1}
             if self.budget is not None:
@@ -160,7 +161,7 @@ def against_bound(options, model, durability, data, fio) -> dict:
                     f"{run['backward_ms']:.0f}), {(run['read_bytes'] + run['written_bytes']) / MIB:.0f} MiB, "
                     f"mixed {mixed:.0f} MiB/s, bound {run['bound_ms']:.0f} ms, ratio {run['ratio']:.3f}")
     shutil.rmtree(disk, ignore_errors=True)
-    return {"model": model.name, "durability": durability, "runs": runs,
+    return {"model": model.name, "durability": durability, "windows": WINDOWS, "runs": runs,
             **{k: statistics.median(r[k] for r in runs)
                for k in ("ms", "forward_ms", "backward_ms", "wait_params_ms", "bound_ms", "mixed_mib_s", "ratio")}}
 
