@@ -26,6 +26,20 @@ def offload(args) -> dict:
             "sub_group_size": args.sub_group_size}
 
 
+def mend_parameter_prefetch():
+    """DeepSpeed 0.19.8 reads parameters ahead from NVMe along the trace, where one that ends the forward and begins
+    the backward stands twice in a row, asks for it twice, and stops with "already assigned swap buffer". Without
+    the second no setting that we tried trains this model."""
+    from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper as Swapper
+
+    swap_in = Swapper.swap_in
+
+    def swap_in_once(self, params, *more, **named):
+        return swap_in(self, list({param.ds_id: param for param in params}.values()), *more, **named)
+
+    Swapper.swap_in = swap_in_once
+
+
 def deepspeed_config(args) -> dict:
     width = args.width
     config = cpu_config(args, width)
@@ -74,6 +88,8 @@ def run_rank(args):
     products = gpt.use_products(args.products)
     shape = gpt.Shape(args.layers, args.width, args.heads, args.context)
     config = deepspeed_config(args)
+    if args.offload == "nvme":
+        mend_parameter_prefetch()
     with deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
         model = gpt.Gpt(shape)
     count = gpt.parameter_count(model)
