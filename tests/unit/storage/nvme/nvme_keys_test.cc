@@ -75,7 +75,8 @@ TEST(NvmeKeys, QueueDepthTimesParallelismAreInFlightPerFolder) {
       options.block_size = 16 << 10;
       const SimulatedDisk::Counts counts = CountsOfAStep(job, &disk, options);
       const auto folders = static_cast<std::int64_t>(options.paths.size());
-      EXPECT_EQ(counts.in_flight_max, depth * parallelism * folders);
+      EXPECT_EQ(counts.in_flight_max,
+                std::int64_t{depth} * parallelism * folders);
     }
   }
 }
