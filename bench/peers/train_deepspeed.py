@@ -29,7 +29,7 @@ def offload(args) -> dict:
 def mend_parameter_prefetch():
     """DeepSpeed 0.19.8 reads parameters ahead from NVMe along the trace, where one that ends the forward and begins
     the backward stands twice in a row, asks for it twice, and stops with "already assigned swap buffer". Without
-    the second no setting that we tried trains this model."""
+    the second it trains this model."""
     from deepspeed.runtime.swap_tensor.partitioned_param_swapper import AsyncPartitionedParameterSwapper as Swapper
 
     swap_in = Swapper.swap_in
