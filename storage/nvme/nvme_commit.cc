@@ -230,17 +230,11 @@ absl::Status NvmeStoreImpl::WriteMemory() {
   for (std::size_t i = 0; i < residents_.size(); ++i) {
     if (whole.state.places[i] != kPlaceMemory) continue;
     const auto e = static_cast<std::int32_t>(i);
-    Resident& at = residents_[i];
+    const Resident& at = residents_[i];
     STOWAGE_CHECK(at.cached && at.valid);
-    const Extent& shape = map().extent(e);
     const std::uint8_t place = book_.Next(e, kPlaceZero);
     whole.state.places[i] = place;
-    queue_->Start({.write = true,
-                   .file = shape.file,
-                   .offset_bytes = map().OffsetBytes(e, place),
-                   .buffer = at.buffer},
-                  {at.data, static_cast<std::size_t>(shape.bytes)},
-                  &at.transfer);
+    MoveExtent(e, place, /*write=*/true);
     written.push_back(e);
   }
   if (written.empty()) return absl::OkStatus();

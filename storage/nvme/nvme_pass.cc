@@ -191,7 +191,6 @@ void NvmeStoreImpl::ChunkUpdated(std::int64_t position) {
 
 void NvmeStoreImpl::StartWrite(std::int32_t extent) {
   Resident& at = resident(extent);
-  const Extent& shape = map().extent(extent);
   std::uint8_t& place = next_.places[static_cast<std::size_t>(extent)];
   // A second visit in one pass writes again where no commit refers to yet.
   if (!at.touched) {
@@ -201,12 +200,8 @@ void NvmeStoreImpl::StartWrite(std::int32_t extent) {
     at.touched = true;
   }
   at.writing = true;
-  stats_.bytes_written += shape.bytes;
-  queue_->Start({.write = true,
-                 .file = shape.file,
-                 .offset_bytes = map().OffsetBytes(extent, place),
-                 .buffer = at.buffer},
-                {at.data, static_cast<std::size_t>(shape.bytes)}, &at.transfer);
+  stats_.bytes_written += map().extent(extent).bytes;
+  MoveExtent(extent, place, /*write=*/true);
 }
 
 absl::Status NvmeStoreImpl::TakeWriteResult(std::int32_t extent) {

@@ -167,6 +167,7 @@ class NvmeStoreImpl final : public NvmeStore {
   void DropEarly();
   absl::Status StartWindow(Window* window);
   absl::Status StartExtentRead(std::int32_t extent);
+  void MoveExtent(std::int32_t extent, std::uint8_t place, bool write);
   void FillZero(std::int32_t extent);
   bool WindowRead(const Window& window) const;
   absl::Status WindowReadResult(Window* window);

@@ -185,7 +185,6 @@ absl::Status NvmeStoreImpl::StartWindow(Window* window) {
 
 absl::Status NvmeStoreImpl::StartExtentRead(std::int32_t extent) {
   Resident& at = resident(extent);
-  const Extent& shape = map().extent(extent);
   const std::uint8_t place = next_.places[static_cast<std::size_t>(extent)];
   at.writing = false;
   at.verify = false;
@@ -197,13 +196,21 @@ absl::Status NvmeStoreImpl::StartExtentRead(std::int32_t extent) {
   STOWAGE_CHECK(place != kPlaceMemory);
   at.verify = shape_.checksums;
   ++stats_.cache_misses;
-  stats_.bytes_read += shape.bytes;
-  queue_->Start({.write = false,
+  stats_.bytes_read += map().extent(extent).bytes;
+  MoveExtent(extent, place, /*write=*/false);
+  return absl::OkStatus();
+}
+
+// Starts moving an extent between where it is in memory and a place.
+void NvmeStoreImpl::MoveExtent(std::int32_t extent, std::uint8_t place,
+                               bool write) {
+  Resident& at = resident(extent);
+  const Extent& shape = map().extent(extent);
+  queue_->Start({.write = write,
                  .file = shape.file,
                  .offset_bytes = map().OffsetBytes(extent, place),
                  .buffer = at.buffer},
                 {at.data, static_cast<std::size_t>(shape.bytes)}, &at.transfer);
-  return absl::OkStatus();
 }
 
 void NvmeStoreImpl::FillZero(std::int32_t extent) {

@@ -60,12 +60,13 @@ void TransferQueue::FillBatch() {
   batch_.clear();
   std::array<std::size_t, 2> taken{};
   const auto under_way = [&](std::size_t line) {
-    return lines_[line].in_flight + static_cast<std::int64_t>(taken[line]);
+    return lines_[line].in_flight + static_cast<std::int32_t>(taken[line]);
   };
   const auto left = [&](std::size_t line) {
     return taken[line] < lines_[line].waiting.size();
   };
-  for (std::int32_t room = engine_->capacity() - in_flight_; room > 0; --room) {
+  for (std::int32_t room = engine_->capacity() - in_flight(); room > 0;
+       --room) {
     if (!left(0) && !left(1)) return;
     std::size_t line = 1 - last_line_;
     if (under_way(last_line_) < under_way(line)) line = last_line_;
@@ -88,8 +89,8 @@ void TransferQueue::FailWaiting(int error) {
 }
 
 void TransferQueue::SubmitWaiting() {
-  if (!options_.overlap_events && in_flight_ > 0) return;
-  while (anything_waits() && in_flight_ < engine_->capacity()) {
+  if (!options_.overlap_events && in_flight() > 0) return;
+  while (anything_waits() && in_flight() < engine_->capacity()) {
     FillBatch();
     const std::int32_t taken = engine_->Submit(batch_);
     if (taken < 0) {
@@ -102,7 +103,6 @@ void TransferQueue::SubmitWaiting() {
       line.waiting.pop_front();
       ++line.in_flight;
     }
-    in_flight_ += taken;
   }
 }
 
@@ -120,7 +120,6 @@ void TransferQueue::EndBlock(std::uint64_t index) {
 }
 
 void TransferQueue::Complete(const IoCompletion& completion) {
-  --in_flight_;
   Block& block = blocks_[completion.tag];
   STOWAGE_CHECK(block.transfer != nullptr);
   Line& line = LineOf(block);
@@ -159,7 +158,7 @@ void TransferQueue::Complete(const IoCompletion& completion) {
 bool TransferQueue::Pump(bool wait) {
   SubmitWaiting();
   completions_.clear();
-  const std::int32_t min = wait && in_flight_ > 0 ? 1 : 0;
+  const std::int32_t min = wait && in_flight() > 0 ? 1 : 0;
   const std::int32_t got = engine_->Poll(min, &completions_);
   // A ring that cannot be waited for any more would hang or lose track of
   // memory that the kernel still writes to.

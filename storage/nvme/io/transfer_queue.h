@@ -82,11 +82,11 @@ class TransferQueue {
   // Pump(true) in three parts, for callers who share the queue: only the middle
   // one blocks, it touches nothing but the engine, and one thread at a time may
   // be in it.
-  bool anything_in_flight() const { return in_flight_ > 0; }
+  bool anything_in_flight() const { return in_flight() > 0; }
   void AwaitCompletions(std::vector<IoCompletion>* completions) const;
   void Take(const std::vector<IoCompletion>& completions);
 
-  bool idle() const { return in_flight_ == 0 && !anything_waits(); }
+  bool idle() const { return in_flight() == 0 && !anything_waits(); }
   const IoEngine& engine() const { return *engine_; }
 
  private:
@@ -99,11 +99,14 @@ class TransferQueue {
   // Requests of one kind, reads or writes.
   struct Line {
     std::deque<std::uint64_t> waiting;  // tags, in the order of submission
-    std::int64_t in_flight = 0;
+    std::int32_t in_flight = 0;
   };
 
   Line& LineOf(const Block& block) {
     return lines_[block.request.write ? 1 : 0];
+  }
+  std::int32_t in_flight() const {
+    return lines_[0].in_flight + lines_[1].in_flight;
   }
   bool anything_waits() const {
     return !lines_[0].waiting.empty() || !lines_[1].waiting.empty();
@@ -123,7 +126,6 @@ class TransferQueue {
   std::size_t last_line_ = 1;        // that was taken from
   std::vector<IoRequest> batch_;
   std::vector<IoCompletion> completions_;
-  std::int32_t in_flight_ = 0;
 };
 
 }  // namespace stowage::storage
