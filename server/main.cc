@@ -1,8 +1,9 @@
 // stowd: starts, says that it is ready, waits for a reason to stop, stops.
 
-#include <malloc.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <cstddef>
 #include <cstdio>
 #include <random>
 
@@ -13,6 +14,7 @@
 #include "common/status_macros.h"
 #include "proto/job_record_codec.h"
 #include "server/core/job_registry.h"
+#include "server/heap.h"
 #include "server/rpc/rpc_server.h"
 #include "server/server_config.h"
 #include "server/stop_signal.h"
@@ -20,14 +22,11 @@
 namespace stowage {
 namespace {
 
-// Chunks of payload and state come and go by the thousand, 1 MiB each: from the
-// heap, which keeps a few MiB, they cost no fresh pages (a sixth of the time
-// that a remote rank's payload took, 2026-11-25). Larger blocks are rare and go
-// back at once.
-void KeepSmallBlocks() {
-  mallopt(M_MMAP_THRESHOLD, 4 << 20);
-  mallopt(M_TRIM_THRESHOLD, 8 << 20);
-}
+// What the heap may keep, and how long more than that lies free before it goes
+// back: four looks, a second.
+constexpr std::size_t kFreeHeapBytes = std::size_t{2} << 20;
+constexpr int kTrimLooks = 4;
+constexpr std::chrono::milliseconds kTrimPeriod{250};
 
 std::string RandomId() {
   std::random_device random;
@@ -71,6 +70,7 @@ int Run(const ServerConfig& config) {
                              .sessions_max = config.sessions_max},
                             **registry);
   if (!server.ok()) return Fail(config, server.status(), kExitListen);
+  const HeapTrimmer trimmer(kFreeHeapBytes, kTrimLooks, kTrimPeriod);
   const ServerInfo info = (*registry)->Info();
   log::Info("started", {{"address", (*server)->address()},
                         {"version", STOWAGE_VERSION},
