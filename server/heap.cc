@@ -56,9 +56,7 @@ bool FreeMemory::GiveBack() {
 
 HeapTrimmer::HeapTrimmer(std::size_t keep_bytes, int calls,
                          std::chrono::milliseconds period)
-    : period_(period),
-      free_(keep_bytes, calls),
-      thread_([this] { Run(); }) {}
+    : period_(period), free_(keep_bytes, calls), thread_([this] { Run(); }) {}
 
 HeapTrimmer::~HeapTrimmer() {
   {

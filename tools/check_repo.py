@@ -33,6 +33,7 @@ INCLUDES = {
     "engine": ["common", "optim", "client", "engine/..."],
     "engine/config": ["common", "engine/schedule"],
     "engine/plan": ["common"],
+    "engine/product": ["common", "optim"],
     "forecast": ["common", "optim", "server/core", "storage", "storage/nvme", "engine/config",
                  "engine/plan"],
     "cli": ["common", "client", "proto", "storage", "storage/checkpoint", "storage/nvme", "engine/config",
@@ -64,7 +65,7 @@ HOMES = {
 NEVER_REACH = {"engine": ["gRPC", "protobuf"], "examples": ["gRPC", "protobuf"],
                "server": ["LibTorch"], "client": ["LibTorch"]}
 # Inside a home, the folders that stay free of the library all the same.
-NOT_AT_HOME = {"LibTorch": ["engine/config", "engine/monitor", "engine/plan"]}
+NOT_AT_HOME = {"LibTorch": ["engine/config", "engine/monitor", "engine/plan", "engine/product"]}
 
 SWITCHED_OFF = [
     (r"\bDISABLED_\w", "a disabled test"),

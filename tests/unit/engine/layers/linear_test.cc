@@ -4,11 +4,15 @@
 #include "engine/layers/linear.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cstdlib>
 #include <vector>
+
+#include "engine/layers/half_products.h"
+#include "engine/product/packed_product.h"
 
 namespace stowage::engine {
 namespace {
@@ -69,23 +73,61 @@ TEST_P(WideLayers, LinearIsTorchsInOneOrManyPanels) {
   }
 }
 
-// The activation is rounded between the two, so the comparison rounds it, too.
-TEST_P(WideLayers, GeluLinearIsTheTwoLayersBitForBit) {
+// The activation is rounded between the two, so that torch's is, too.
+TEST_P(WideLayers, GeluLinearIsTorchsTwoLayers) {
   const at::Tensor x = Leaf({6, 96});
   const at::Tensor w = Leaf({40, 96});
   const at::Tensor b = Leaf({40});
-  const at::Tensor x2 = x.detach().clone().requires_grad_(true);
-  const at::Tensor w2 = w.detach().clone().requires_grad_(true);
-  const at::Tensor b2 = b.detach().clone().requires_grad_(true);
+  const at::Tensor xd = InDouble(x);
+  const at::Tensor wd = InDouble(w);
+  const at::Tensor bd = InDouble(b);
   const at::Tensor y = GeluLinear(x, w, b);
-  const at::Tensor y2 = Linear(at::gelu(x2, "tanh"), w2, b2);
-  EXPECT_TRUE(at::equal(y, y2));
+  const at::Tensor yd = at::linear(at::gelu(xd, "tanh"), wd, bd);
+  ExpectNear(y, yd, "output");
   const at::Tensor weights = at::randn(y.sizes()).to(GetParam());
   Backward(y, weights);
-  Backward(y2, weights);
-  EXPECT_TRUE(at::equal(x.grad(), x2.grad()));
-  EXPECT_TRUE(at::equal(w.grad(), w2.grad()));
-  EXPECT_TRUE(at::equal(b.grad(), b2.grad()));
+  Backward(yd, weights);
+  ExpectNear(x.grad(), xd.grad(), "input gradient");
+  ExpectNear(w.grad(), wd.grad(), "weight gradient");
+  ExpectNear(b.grad(), bd.grad(), "bias gradient");
+}
+
+// Each way by itself, also where rows or weights are views.
+TEST_P(WideLayers, BothWaysAreTheProductsInDouble) {
+  for (const HalfProducts how :
+       {HalfProducts::kPanels, HalfProducts::kPacked}) {
+    if (how == HalfProducts::kPacked && !HavePackedProducts()) continue;
+    const at::Tensor x = at::randn({300, 5, 7}).to(GetParam()).transpose(1, 2);
+    const at::Tensor w = at::randn({10, 33}).to(GetParam()).t().narrow(1, 2, 5);
+    const at::Tensor b = at::randn({33}).to(GetParam());
+    const at::Tensor gradient = at::randn({300, 7, 33}).to(GetParam());
+    const at::Tensor rows = x.to(at::kDouble).reshape({-1, 5});
+    const at::Tensor slopes = gradient.to(at::kDouble).reshape({-1, 33});
+    const at::Tensor wd = w.to(at::kDouble);
+    ExpectNear(HalfProduct(x, w, b, how), rows.mm(wd.t()) + b.to(at::kDouble),
+               "product");
+    ExpectNear(HalfProduct(x, w, {}, how), rows.mm(wd.t()), "without bias");
+    ExpectNear(HalfInputGradient(gradient, w, how), slopes.mm(wd), "input");
+    ExpectNear(HalfWeightGradient(gradient, x, how), slopes.t().mm(rows),
+               "weight");
+    ExpectNear(HalfGelu(x, how), at::gelu(x.to(at::kDouble), "tanh"), "gelu");
+    ExpectNear(HalfGeluBackward(x, x, how),
+               at::gelu_backward(x.to(at::kDouble), x.to(at::kDouble), "tanh"),
+               "gelu's gradient");
+  }
+}
+
+TEST_P(WideLayers, ThreadsDoNotChangeABit) {
+  const at::Tensor x = at::randn({130, 300}).to(GetParam());
+  const at::Tensor w = at::randn({700, 300}).to(GetParam());
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const at::Tensor alone = HalfProduct(x, w, {});
+  const at::Tensor gelu = HalfGelu(alone);
+  at::set_num_threads(3);
+  EXPECT_TRUE(at::equal(alone, HalfProduct(x, w, {})));
+  EXPECT_TRUE(at::equal(gelu, HalfGelu(alone)));
+  at::set_num_threads(threads);
 }
 
 // Also on views of one product, as a model gives them.
