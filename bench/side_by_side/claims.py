@@ -126,6 +126,10 @@ def training_claims(section):
         if "micro" not in model:
             out.append(claim(f"training {model}: DeepSpeed / ours, time of a step",
                              ratio(ms("deepspeed"), ours), ">=", 3.5, "x"))
+            out.append(claim(f"training {model}: the same with the peers' products in ours",
+                             ratio(ms("deepspeed"), ms("ours_peers_products")), "", None, "x"))
+            out.append(claim(f"training {model}: DeepSpeed with torch's own bf16 products / ours",
+                             ratio(ms("deepspeed_as_installed"), ours), "", None, "x"))
         out.append(claim(f"training {model}: ours / plain forward and backward",
                          ratio(ours, ms("plain")), "<=", limit, "x"))
     return out
@@ -152,6 +156,8 @@ def exchange_claims(section):
 
         out.append(claim(f"exchange {model}: DeepSpeed / c10d, time of a step, both over Gloo",
                          ratio(ms("deepspeed"), ms("c10d")), ">=", 2.0, "x"))
+        out.append(claim(f"exchange {model}: the same with the peers' products in ours",
+                         ratio(ms("deepspeed"), ms("c10d_peers_products")), "", None, "x"))
         out.append(claim(f"exchange {model}: c10d / segments, time of a step",
                          ratio(ms("c10d"), ms("segments")), "", None, "x"))
         # Equal to the byte, or the formula is wrong.

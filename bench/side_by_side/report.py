@@ -8,8 +8,9 @@ import tempfile
 
 import claims
 
-SIDES = [("ours", "Stowage"), ("plain", "plain forward + backward"), ("deepspeed", "DeepSpeed 0.19.8"),
-         ("deepspeed_tuned_malloc", "DeepSpeed, tuned malloc"), ("fsdp2", "torch FSDP2")]
+SIDES = [("ours", "Stowage"), ("ours_peers_products", "Stowage, peers' products"), ("plain", "plain forward + backward"), ("deepspeed", "DeepSpeed 0.19.8"),
+         ("deepspeed_tuned_malloc", "DeepSpeed, tuned malloc"), ("fsdp2", "torch FSDP2"),
+         ("deepspeed_as_installed", "DeepSpeed 0.19.8, torch's own bf16 products")]
 
 
 def step_medians(section) -> dict:
@@ -45,8 +46,9 @@ def table(result) -> str:
         lines += ["", "**A smoke test (--quick): its figures are no measurements.**"]
     if result["products"] == "wide":
         lines += ["", "This CPU has no 16-bit matrix instructions, where torch multiplies bf16 in plain "
-                  "loops. All sides of the training section, the peers too, therefore multiply in fp32 "
-                  "and round once (bench/peers/gpt.py): the comparison is of the same arithmetic."]
+                  "loops. The peers' model is therefore given products in fp32, by torch, rounded once "
+                  "(bench/peers/gpt.py); ours has the engine's own (engine/product), and with \"peers' "
+                  "products\" those of the peers: the same arithmetic on both sides."]
     lines += ["", "| what | min / median / max over rounds | aim | met |", "|---|---|---|---|"]
     for c in result["claims"]:
         met = {True: "yes", False: "**no**", None: ""}[c["met"]]
@@ -69,10 +71,11 @@ def table(result) -> str:
     exchange = result["sections"].get("exchange")
     if exchange:
         lines += ["", "Milliseconds a step by exchange (min / median / max over rounds), the same job:", "",
-                  "| model | segments | c10d, Gloo | DeepSpeed 0.19.8, Gloo |", "|---|---|---|---|"]
+                  "| model | segments | c10d, Gloo | c10d, peers' products | DeepSpeed 0.19.8, Gloo |",
+                  "|---|---|---|---|---|"]
         for model, entry in exchange.items():
             cells = [claims.figures(entry.get(side), lambda r: r["step_ms"]["median"])
-                     for side in ("segments", "c10d", "deepspeed")]
+                     for side in ("segments", "c10d", "c10d_peers_products", "deepspeed")]
             lines.append(f"| {model} | " + " | ".join(
                 spread(values) if values else "not measured" for values in cells) + " |")
     remote = result["sections"].get("remote", {}).get("ours", {}).get("rounds")
@@ -111,7 +114,8 @@ def not_measured(node, path):
 def picture(result, path: pathlib.Path):
     """Two panels: time of a training step, time of the optimizer's chain."""
     steps = step_medians(result["sections"].get("training", {}))
-    sides = [(s, label) for s, label in SIDES if s != "deepspeed_tuned_malloc"
+    sides = [(s, label) for s, label in SIDES
+             if s not in ("deepspeed_tuned_malloc", "deepspeed_as_installed")
              and any(row[s] for row in steps.values())]
     chain = result["sections"].get("chain", {})
     bars = []

@@ -20,7 +20,8 @@ from sides import Length, Model, Unavailable
 
 MODELS = [Model("25M", 8, 512, 1), Model("85M", 12, 768, 1), Model("25M micro batch 4", 8, 512, 4)]
 SECTIONS = ["kernel", "chain", "service", "remote", "training", "exchange", "memory"]
-TRAINING_SIDES = ["ours", "plain", "deepspeed", "deepspeed_tuned_malloc", "fsdp2"]
+TRAINING_SIDES = ["ours", "ours_peers_products", "plain", "deepspeed", "deepspeed_tuned_malloc",
+                  "fsdp2", "deepspeed_as_installed"]
 SIZES = {"64M": 64 << 20, "1M": 1 << 20}
 
 
@@ -99,13 +100,20 @@ def training(options) -> dict:
         data, wide = options.data, options.wide
         programs = {
             "ours": lambda: sides.ours_training(model, ours, data, wide),
+            "ours_peers_products": lambda: sides.ours_training(model, ours, data, wide,
+                                                               products="panels"),
             "plain": lambda: sides.peer_training("train_plain.py", model, ours, data, wide, "tuned"),
             "deepspeed": lambda: sides.peer_training("train_deepspeed.py", model, slow, data, wide),
             "deepspeed_tuned_malloc": lambda: sides.peer_training(
                 "train_deepspeed.py", model, slow, data, wide, "tuned"),
             "fsdp2": lambda: sides.peer_training("train_fsdp2.py", model, slow, data, wide),
+            # Tens of seconds a step: only when asked for.
+            "deepspeed_as_installed": lambda: sides.peer_training(
+                "train_deepspeed.py", model, Length(1, 2), data, False),
         }
-        if options.side:
+        if not options.side:
+            del programs["deepspeed_as_installed"]
+        else:
             programs = {name: run for name, run in programs.items() if name in options.side}
         out[model.name] = rounds_of(f"training {model.name}", programs, options.rounds)
     return out
@@ -131,6 +139,8 @@ def exchange(options) -> dict:
         programs = {
             "segments": lambda: sides.ours_training(model, ours, data, wide, "segments"),
             "c10d": lambda: sides.ours_training(model, ours, data, wide, "c10d"),
+            "c10d_peers_products": lambda: sides.ours_training(model, ours, data, wide, "c10d",
+                                                               "panels"),
             "deepspeed": lambda: sides.peer_training("train_deepspeed.py", model, slow, data, wide),
         }
         out[model.name] = rounds_of(f"exchange {model.name}", programs, options.rounds)

@@ -133,10 +133,13 @@ def stow_train_command(model: Model, length: Length, data, out, config=STAGE3) -
             "--no-weights", "--log-level", "error", *training_flags(model)]
 
 
-def ours_training(model: Model, length: Length, data, wide: bool, exchange: str = "auto") -> dict:
+def ours_training(model: Model, length: Length, data, wide: bool, exchange: str = "auto",
+                  products: str = "1") -> dict:
+    """`products`: of 16-bit matrices, "1": the engine's own where the CPU has none, "panels": those
+    of the peers, LibTorch's in fp32."""
     with tempfile.TemporaryDirectory(prefix="stowage-bench-") as out:
         run(stow_train_command(model, length, data, out) + ["--exchange", exchange],
-            training_environment(wide))
+            training_environment(wide, products))
         with open(f"{out}/summary.json") as f:
             summary = json.load(f)
     return {k: summary.get(k) for k in ("step_ms", "phases_ms", "parameters", "first_loss",
@@ -165,9 +168,9 @@ def exchange_volume(model: Model, data, wide: bool) -> dict:
                        sent["gradients"]}
 
 
-def training_environment(wide: bool) -> dict:
+def training_environment(wide: bool, products: str = "1") -> dict:
     return dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1",
-                STOWAGE_WIDE_PRODUCTS="1" if wide else "0")
+                STOWAGE_WIDE_PRODUCTS=products if wide else "0")
 
 
 def peer_arguments(model: Model, length: Length, data, wide: bool, malloc: str) -> list:
