@@ -3,8 +3,9 @@
 // code: an inline function instantiated there could be the copy that the linker
 // keeps for the whole program, and would end it on an older processor.
 //
-// Who includes this: kernels.h (for everybody) and optim's own sources.
-// Thread safety: plain values.
+// Who includes this: kernels.h (for everybody), optim's own sources, and those
+// of engine/product that are compiled for an instruction set. Thread safety:
+// plain values.
 
 #pragma once
 

@@ -43,7 +43,8 @@ bool FreeMemory::GiveBack() {
   }
   free_then_ = std::min(free_then_, free_bytes);
   resident_then_ = std::min(resident_then_, resident);
-  if (++calm_ < calls_ || free_bytes < keep_bytes_ ||
+  const bool patient = ++waited_ < 10 * calls_;
+  if ((++calm_ < calls_ && patient) || free_bytes < keep_bytes_ ||
       (free_bytes < free_then_ + keep_bytes_ &&
        resident < resident_then_ + keep_bytes_)) {
     return false;
@@ -51,6 +52,7 @@ bool FreeMemory::GiveBack() {
   ::malloc_trim(0);
   free_then_ = ::mallinfo2().fordblks;
   resident_then_ = ResidentBytes();
+  waited_ = 0;
   return true;
 }
 

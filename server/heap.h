@@ -24,12 +24,14 @@ namespace stowage {
 // threads; larger ones are rare and go back at once. Call first in main().
 void KeepSmallBlocks();
 
-// Gives free memory back to the system, once `keep_bytes` more are free than
-// after the last time, or are again resident (what was given back counts as
-// free still, and comes back to life without a change in that), and about as
-// much was free in the last `calls` calls: while chunks come and go, it varies.
-// Thread safety: one thread at a time. Blocks: other threads' allocations in
-// an arena, while that arena is walked; about a millisecond.
+// Gives free memory back to the system. It waits until as much was free in the
+// last `calls` calls (while chunks come and go, that varies), but for no more
+// than ten times as many; and nothing happens unless `keep_bytes` are free, and
+// either as much more than after the last time is free, or the process has as
+// much more of its own (what was given back counts as free still, and comes
+// back to life without a change in that).
+// Thread safety: one thread at a time. Blocks: all threads' allocations, while
+// the heap is walked; about a millisecond.
 class FreeMemory {
  public:
   FreeMemory(std::size_t keep_bytes, int calls)
@@ -43,6 +45,7 @@ class FreeMemory {
   const int calls_;
   std::size_t free_last_ = 0;  // where the calm began
   int calm_ = 0;               // calls since
+  int waited_ = 0;             // calls since the last time
   // After the last time; or less, if they fell since.
   std::size_t free_then_ = 0;
   std::size_t resident_then_ = 0;

@@ -6,9 +6,9 @@ between peers is only who holds parameters and state.
 
 torch multiplies 16-bit matrices in plain loops on a CPU without 16-bit
 instructions, which would drown everything else. `use_products("wide")` gives
-the peers the products of engine/layers/linear.h: operands widened to fp32, the
-result rounded once. A comparison has the same products on both sides, or says
-that it has not.
+the peers products of operands that were widened to fp32, the result rounded
+once, as engine/layers has them with STOWAGE_WIDE_PRODUCTS=panels. A comparison
+has the same products on both sides, or says that it has not.
 """
 
 import dataclasses

@@ -8,7 +8,8 @@ import tempfile
 
 import claims
 
-SIDES = [("ours", "Stowage"), ("ours_peers_products", "Stowage, peers' products"), ("plain", "plain forward + backward"), ("deepspeed", "DeepSpeed 0.19.8"),
+SIDES = [("ours", "Stowage"), ("ours_peers_products", "Stowage, peers' products"),
+         ("plain", "plain forward + backward"), ("deepspeed", "DeepSpeed 0.19.8"),
          ("deepspeed_tuned_malloc", "DeepSpeed, tuned malloc"), ("fsdp2", "torch FSDP2"),
          ("deepspeed_as_installed", "DeepSpeed 0.19.8, torch's own bf16 products")]
 

@@ -111,6 +111,8 @@ def training(options) -> dict:
             "deepspeed_as_installed": lambda: sides.peer_training(
                 "train_deepspeed.py", model, Length(1, 2), data, False),
         }
+        if not wide:  # all sides have LibTorch's own
+            del programs["ours_peers_products"]
         if not options.side:
             del programs["deepspeed_as_installed"]
         else:
@@ -143,6 +145,8 @@ def exchange(options) -> dict:
                                                                "panels"),
             "deepspeed": lambda: sides.peer_training("train_deepspeed.py", model, slow, data, wide),
         }
+        if not wide:
+            del programs["c10d_peers_products"]
         out[model.name] = rounds_of(f"exchange {model.name}", programs, options.rounds)
         out[model.name].update(rounds_of(f"exchange {model.name}", {
             "volume": lambda: sides.exchange_volume(model, data, wide)}, 1))
@@ -173,8 +177,9 @@ def main():
                    help="training: only these sides")
     p.add_argument("--data", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     p.add_argument("--products", choices=["auto", "torch", "wide"], default="auto",
-                   help="16-bit matrix products of all sides: torch's, or widened to fp32; "
-                        "auto: wide where the CPU has no 16-bit instructions")
+                   help="16-bit matrix products: torch's own on all sides, or summed in fp32 (wide: "
+                        "the peers' by torch, ours by the engine); auto: wide where the CPU has no "
+                        "16-bit instructions")
     options = p.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 5)
     about = machine.describe()

@@ -135,8 +135,8 @@ def stow_train_command(model: Model, length: Length, data, out, config=STAGE3) -
 
 def ours_training(model: Model, length: Length, data, wide: bool, exchange: str = "auto",
                   products: str = "1") -> dict:
-    """`products`: of 16-bit matrices, "1": the engine's own where the CPU has none, "panels": those
-    of the peers, LibTorch's in fp32."""
+    """`products` of 16-bit matrices, if `wide`: "1" the engine's choice for this CPU, "panels"
+    LibTorch's in fp32, as the peers have them."""
     with tempfile.TemporaryDirectory(prefix="stowage-bench-") as out:
         run(stow_train_command(model, length, data, out) + ["--exchange", exchange],
             training_environment(wide, products))

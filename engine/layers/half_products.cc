@@ -22,14 +22,29 @@ at::Tensor Rows(const at::Tensor& tensor) {
 // ---------------------------------------------------------------------------
 // Packed
 
-// Fewer multiplications than this are not worth another thread.
+// Fewer multiplications, or elements, are not worth another thread.
 constexpr std::int64_t kThreadProducts = std::int64_t{1} << 22;
-
-// And this many elements.
 constexpr std::int64_t kThreadElems = std::int64_t{1} << 15;
+// And fewer rows: each thread packs what it needs of the right operand.
+constexpr std::int64_t kThreadRows = 48;
 
 Dtype HalfDtype(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.is_cpu() && (tensor.scalar_type() == at::kHalf ||
+                                  tensor.scalar_type() == at::kBFloat16),
+              "a 16-bit product: ", tensor.scalar_type(), " on ",
+              tensor.device(), "; expected fp16 or bf16 on the CPU");
   return tensor.scalar_type() == at::kHalf ? Dtype::kFp16 : Dtype::kBf16;
+}
+
+// The memory is read as it lies: nothing below looks at shapes again.
+void CheckOperands(const at::Tensor& a, const at::Tensor& b,
+                   std::int64_t a_depth, std::int64_t b_depth) {
+  TORCH_CHECK(b.dim() == 2, "a 16-bit product: ", b.sizes(),
+              " is not a matrix");
+  TORCH_CHECK(a.scalar_type() == b.scalar_type(),
+              "a 16-bit product: ", a.scalar_type(), " and ", b.scalar_type());
+  TORCH_CHECK(a_depth == b_depth, "a 16-bit product: ", a.sizes(), " and ",
+              b.sizes(), " do not fit together");
 }
 
 // Rows of neighbouring elements. The caller keeps `rows` alive.
@@ -45,22 +60,56 @@ Matrix Transposed(Matrix matrix) {
   return matrix;
 }
 
+// The product's rows [begin, end).
+PackedProduct RowsOf(PackedProduct product, std::int64_t begin,
+                     std::int64_t end) {
+  product.left.data =
+      static_cast<const char*>(product.left.data) +
+      begin * product.left.row_stride * DtypeBytes(product.left.dtype);
+  product.out = static_cast<char*>(product.out) +
+                begin * product.out_stride * DtypeBytes(product.out_dtype);
+  product.rows = end - begin;
+  return product;
+}
+
+// Groups of columns, and parts of the rows if these are fewer than threads: a
+// thread takes its share of all pairs, columns of one part in one call.
+void MultiplyByThreads(const PackedProduct& product) {
+  const std::int64_t groups =
+      (product.columns + kPackedColumns - 1) / kPackedColumns;
+  if (groups == 0 || product.rows == 0) return;
+  const std::int64_t parts =
+      std::min((at::get_num_threads() + groups - 1) / groups,
+               (product.rows + kThreadRows - 1) / kThreadRows);
+  const std::int64_t part_rows = (product.rows + parts - 1) / parts;
+  const std::int64_t each =
+      std::max<std::int64_t>(part_rows * product.depth * kPackedColumns, 1);
+  at::parallel_for(
+      0, parts * groups, std::max<std::int64_t>(kThreadProducts / each, 1),
+      [&](std::int64_t first, std::int64_t last) {
+        while (first < last) {
+          const std::int64_t part = first / groups;
+          const std::int64_t end = std::min(last, (part + 1) * groups);
+          const std::int64_t row = part * part_rows;
+          const std::int64_t row_end = std::min(row + part_rows, product.rows);
+          if (row < row_end) {
+            Multiply(RowsOf(product, row, row_end),
+                     (first - part * groups) * kPackedColumns,
+                     std::min((end - part * groups) * kPackedColumns,
+                              product.columns));
+          }
+          first = end;
+        }
+      });
+}
+
 // Fills in the result and multiplies.
 at::Tensor Multiplied(PackedProduct product, const at::TensorOptions& options) {
   at::Tensor out = at::empty({product.rows, product.columns}, options);
   product.out = out.mutable_data_ptr();
   product.out_stride = product.columns;
   product.out_dtype = product.left.dtype;
-  const std::int64_t groups =
-      (product.columns + kPackedColumns - 1) / kPackedColumns;
-  const std::int64_t group_products =
-      std::max<std::int64_t>(product.rows * product.depth * kPackedColumns, 1);
-  at::parallel_for(0, groups,
-                   std::max<std::int64_t>(kThreadProducts / group_products, 1),
-                   [&](std::int64_t first, std::int64_t last) {
-                     Multiply(product, first * kPackedColumns,
-                              std::min(last * kPackedColumns, product.columns));
-                   });
+  MultiplyByThreads(product);
   return out;
 }
 
@@ -68,7 +117,14 @@ at::Tensor PackedForward(const at::Tensor& x, const at::Tensor& w,
                          const at::Tensor& bias) {
   const at::Tensor rows = Rows(x).contiguous();
   const at::Tensor weight = w.contiguous();
-  const at::Tensor added = bias.defined() ? bias.contiguous() : bias;
+  CheckOperands(rows, weight, rows.size(1), weight.size(1));
+  at::Tensor added;
+  if (bias.defined()) {
+    TORCH_CHECK(bias.dim() == 1 && bias.size(0) == weight.size(0),
+                "a 16-bit product: a bias of ", bias.sizes(), " for ",
+                weight.size(0), " outputs");
+    added = bias.to(weight.options()).contiguous();
+  }
   return Multiplied(
       {.rows = rows.size(0),
        .columns = weight.size(0),
@@ -83,6 +139,7 @@ at::Tensor PackedInputGradient(const at::Tensor& gradient,
                                const at::Tensor& w) {
   const at::Tensor rows = Rows(gradient).contiguous();
   const at::Tensor weight = w.contiguous();
+  CheckOperands(rows, weight, rows.size(1), weight.size(0));
   return Multiplied({.rows = rows.size(0),
                      .columns = weight.size(1),
                      .depth = weight.size(0),
@@ -95,6 +152,7 @@ at::Tensor PackedWeightGradient(const at::Tensor& gradient,
                                 const at::Tensor& x) {
   const at::Tensor left = Rows(gradient).contiguous();
   const at::Tensor right = Rows(x).contiguous();
+  CheckOperands(left, right, left.size(0), right.size(0));
   return Multiplied({.rows = left.size(1),
                      .columns = right.size(1),
                      .depth = left.size(0),
@@ -189,28 +247,38 @@ at::Tensor PanelsWeightGradient(const at::Tensor& gradient,
   return whole;
 }
 
+bool CpuHas16BitProducts() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return false;
+#endif
+}
+
 // With AVX-512 LibTorch's fp32 product has twice the width of ours.
-HalfProducts BestInFp32() {
-  return HavePackedProducts() && !__builtin_cpu_supports("avx512f")
-             ? HalfProducts::kPacked
-             : HalfProducts::kPanels;
+ProductWay BestInFp32() {
+#if defined(__x86_64__)
+  if (HavePackedProducts() && __builtin_cpu_supports("avx512f") == 0) {
+    return ProductWay::kPacked;
+  }
+#endif
+  return ProductWay::kPanels;
 }
 
 }  // namespace
 
-HalfProducts ChooseHalfProducts() {
-  static const HalfProducts chosen = [] {
+ProductWay ChooseProductWay() {
+  static const ProductWay chosen = [] {
     const std::string choice = Environment("STOWAGE_WIDE_PRODUCTS");
-    if (choice == "panels") return HalfProducts::kPanels;
-    const bool wide =
-        choice.empty() ? !__builtin_cpu_supports("avx512bf16") : choice != "0";
-    return wide ? BestInFp32() : HalfProducts::kTorch;
+    if (choice == "panels") return ProductWay::kPanels;
+    const bool wide = choice.empty() ? !CpuHas16BitProducts() : choice != "0";
+    return wide ? BestInFp32() : ProductWay::kTorch;
   }();
   return chosen;
 }
 
-at::Tensor HalfGelu(const at::Tensor& x, HalfProducts how) {
-  if (how != HalfProducts::kPacked) return at::gelu(x, "tanh");
+at::Tensor HalfGelu(const at::Tensor& x, ProductWay how) {
+  if (how != ProductWay::kPacked) return at::gelu(x, "tanh");
   const at::Tensor from = x.contiguous();
   at::Tensor out = at::empty_like(from);
   const auto* const in =
@@ -224,8 +292,8 @@ at::Tensor HalfGelu(const at::Tensor& x, HalfProducts how) {
 }
 
 at::Tensor HalfGeluBackward(const at::Tensor& gradient, const at::Tensor& x,
-                            HalfProducts how) {
-  if (how != HalfProducts::kPacked) {
+                            ProductWay how) {
+  if (how != ProductWay::kPacked) {
     return at::gelu_backward(gradient, x, "tanh");
   }
   const at::Tensor given = gradient.contiguous();
@@ -245,21 +313,21 @@ at::Tensor HalfGeluBackward(const at::Tensor& gradient, const at::Tensor& x,
 }
 
 at::Tensor HalfProduct(const at::Tensor& x, const at::Tensor& w,
-                       const at::Tensor& bias, HalfProducts how) {
-  return how == HalfProducts::kPacked ? PackedForward(x, w, bias)
-                                      : PanelsForward(x, w, bias);
+                       const at::Tensor& bias, ProductWay how) {
+  return how == ProductWay::kPacked ? PackedForward(x, w, bias)
+                                    : PanelsForward(x, w, bias);
 }
 
 at::Tensor HalfInputGradient(const at::Tensor& gradient, const at::Tensor& w,
-                             HalfProducts how) {
-  return how == HalfProducts::kPacked ? PackedInputGradient(gradient, w)
-                                      : PanelsInputGradient(gradient, w);
+                             ProductWay how) {
+  return how == ProductWay::kPacked ? PackedInputGradient(gradient, w)
+                                    : PanelsInputGradient(gradient, w);
 }
 
 at::Tensor HalfWeightGradient(const at::Tensor& gradient, const at::Tensor& x,
-                              HalfProducts how) {
-  return how == HalfProducts::kPacked ? PackedWeightGradient(gradient, x)
-                                      : PanelsWeightGradient(gradient, x);
+                              ProductWay how) {
+  return how == ProductWay::kPacked ? PackedWeightGradient(gradient, x)
+                                    : PanelsWeightGradient(gradient, x);
 }
 
 }  // namespace stowage::engine

@@ -24,6 +24,13 @@ bool IsWide(const at::Tensor& tensor) {
   return tensor.is_cpu() && IsHalf(tensor) && UseWideProducts();
 }
 
+// What backward makes has no graph of its own.
+void CheckOnce() {
+  TORCH_CHECK(!at::GradMode::is_enabled(),
+              "16-bit linear layers and attention can be differentiated once "
+              "on this CPU; STOWAGE_WIDE_PRODUCTS=0 chooses LibTorch's");
+}
+
 // Sums in fp32, rounded once to the input's type. With `gelu` of the input,
 // which is what is kept.
 struct WideLinear : torch::autograd::Function<WideLinear> {
@@ -42,6 +49,7 @@ struct WideLinear : torch::autograd::Function<WideLinear> {
 
   static variable_list backward(AutogradContext* context,
                                 variable_list gradients) {
+    CheckOnce();
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& input = saved[0];
     const at::Tensor& weight = saved[1];
@@ -97,6 +105,7 @@ struct WideAttention : torch::autograd::Function<WideAttention> {
 
   static variable_list backward(AutogradContext* context,
                                 variable_list gradients) {
+    CheckOnce();
     const variable_list saved = context->get_saved_variables();
     const at::Tensor& query = saved[0];
     const at::ScalarType dtype = query.scalar_type();
@@ -113,7 +122,7 @@ struct WideAttention : torch::autograd::Function<WideAttention> {
 
 }  // namespace
 
-bool UseWideProducts() { return ChooseHalfProducts() != HalfProducts::kTorch; }
+bool UseWideProducts() { return ChooseProductWay() != ProductWay::kTorch; }
 
 at::Tensor Linear(const at::Tensor& input, const at::Tensor& weight,
                   const at::Tensor& bias) {

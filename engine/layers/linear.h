@@ -4,8 +4,9 @@
 // LibTorch multiplies bf16 and fp16 matrices element by element on a CPU that
 // has only AVX2 (measured 2026-11-23, AMD EPYC, 1 thread, 128x512 times
 // 512x2048: forward 30 ms, input gradient 348 ms; through fp32 4.4 ms each).
-// There this layer widens its operands and rounds the results once; where the
-// processor has the instructions it is torch::linear.
+// There this layer sums in fp32 and rounds the results once (half_products.h),
+// and can be differentiated once; where the processor has the instructions it
+// is torch::linear.
 
 #pragma once
 
@@ -16,7 +17,7 @@
 namespace stowage::engine {
 
 // True if 16-bit products are to be made in fp32 on this processor;
-// STOWAGE_WIDE_PRODUCTS=0|1 overrides.
+// STOWAGE_WIDE_PRODUCTS=0|1|panels overrides.
 bool UseWideProducts();
 
 // y = x w^T + b, as torch::linear, with the product in fp32 if

@@ -6,15 +6,19 @@
 
 namespace stowage::engine {
 
-void TanhGelu(const void* x, Dtype dtype, std::int64_t count, void* out) {
+void TanhGelu([[maybe_unused]] const void* x, [[maybe_unused]] Dtype dtype,
+              [[maybe_unused]] std::int64_t count, [[maybe_unused]] void* out) {
   STOWAGE_CHECK(HavePackedProducts());
 #if defined(__x86_64__)
   internal::Avx2TanhGelu(x, dtype, count, out);
 #endif
 }
 
-void TanhGeluBackward(const void* gradient, const void* x, Dtype dtype,
-                      std::int64_t count, void* out) {
+void TanhGeluBackward([[maybe_unused]] const void* gradient,
+                      [[maybe_unused]] const void* x,
+                      [[maybe_unused]] Dtype dtype,
+                      [[maybe_unused]] std::int64_t count,
+                      [[maybe_unused]] void* out) {
   STOWAGE_CHECK(HavePackedProducts());
 #if defined(__x86_64__)
   internal::Avx2TanhGeluBackward(gradient, x, dtype, count, out);

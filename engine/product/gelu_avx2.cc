@@ -6,7 +6,7 @@
 namespace stowage::engine::internal {
 namespace {
 
-// Arguments from which on exp(x) + 1 is beyond fp32, or 1.
+// Beyond them exp(x) + 1 counts as infinite, or is 1.
 constexpr float kLargest = 88;
 constexpr float kSmallest = -87.3F;
 
@@ -66,26 +66,10 @@ __m256 GeluSlope(__m256 x) {
 }
 
 template <Dtype kDtype>
-void Store16(__m256 low, __m256 high, std::int64_t count, unsigned char* to) {
-  alignas(32) unsigned char whole[16 * kBytes<kDtype>];
-  unsigned char* const out = count >= 16 ? to : whole;
-  if constexpr (kDtype == kFp32) {
-    _mm256_storeu_ps(reinterpret_cast<float*>(out), low);
-    _mm256_storeu_ps(reinterpret_cast<float*>(out) + 8, high);
-  } else {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                        Avx2::Pack16<kDtype, false>(low, high));
-  }
-  for (std::int64_t i = 0; count < 16 && i < count * kBytes<kDtype>; ++i) {
-    to[i] = whole[i];
-  }
-}
-
-template <Dtype kDtype>
 void Forward(const void* x, std::int64_t count, void* out) {
   for (std::int64_t i = 0; i < count; i += 16) {
     const unsigned char* const from = At<kDtype>(x, i);
-    Store16<kDtype>(
+    StoreSome<kDtype>(
         Gelu(LoadSome<kDtype>(from, count - i)),
         Gelu(LoadSome<kDtype>(from + 8 * kBytes<kDtype>, count - i - 8)),
         count - i, static_cast<unsigned char*>(out) + i * kBytes<kDtype>);
@@ -101,8 +85,8 @@ void Backward(const void* gradient, const void* x, std::int64_t count,
         GeluSlope(LoadSome<kDtype>(At<kDtype>(x, i), count - i)));
   };
   for (std::int64_t i = 0; i < count; i += 16) {
-    Store16<kDtype>(eight(i), eight(i + 8), count - i,
-                    static_cast<unsigned char*>(out) + i * kBytes<kDtype>);
+    StoreSome<kDtype>(eight(i), eight(i + 8), count - i,
+                      static_cast<unsigned char*>(out) + i * kBytes<kDtype>);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "engine/product/tile_kernels.h"
+#include "optim/kernels.h"
 
 namespace stowage::engine {
 namespace {
@@ -202,14 +203,8 @@ bool HasUnitStride(const Matrix& matrix) {
 }  // namespace
 
 bool HavePackedProducts() {
-#if defined(__x86_64__)
-  static const bool have = __builtin_cpu_supports("avx2") &&
-                           __builtin_cpu_supports("fma") &&
-                           __builtin_cpu_supports("f16c");
+  static const bool have = optim::KernelsFor(optim::Isa::kAvx2).ok();
   return have;
-#else
-  return false;
-#endif
 }
 
 void Multiply(const PackedProduct& product, std::int64_t begin,

@@ -4,15 +4,15 @@
 //
 // Why not LibTorch's: it multiplies bf16 and fp16 element by element there
 // (docs/design/0003), and widening, multiplying by its fp32 product and
-// rounding are three passes over memory, which with the packing inside the
-// product took a quarter of a step of 25 M parameters (docs/design/0012).
+// rounding are three passes over memory, with the packing inside the product a
+// fifth of a step of 25 M parameters (docs/design/0012).
 //
 // Each element of the result is summed over the depth in one order, blocks of
-// 256 one after the other, wherever it lies and however columns are cut among
-// threads: the same bits.
+// 256 one after the other, wherever it lies and however rows and columns are
+// cut among threads: the same bits.
 //
-// Thread safety: thread-safe; a thread keeps its scratch memory, as much as the
-// left operand (or 252 of its rows) in fp32 and half a megabyte.
+// Thread safety: thread-safe. A thread keeps its scratch memory: the left
+// operand (of more than 252 rows, as many) in fp32, and 150 KiB.
 
 #pragma once
 
@@ -30,7 +30,7 @@ struct Matrix {
   std::int64_t column_stride = 1;
 };
 
-// out = left x right + bias: [rows, columns], rounded to `dtype`.
+// out = left x right + bias: [rows, columns], rounded to `out_dtype`.
 struct PackedProduct {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
@@ -47,11 +47,12 @@ struct PackedProduct {
 // Whether this processor has kernels for it: AVX2, FMA and F16C.
 bool HavePackedProducts();
 
-// Columns [begin, end) of the product: what several threads may share, best in
-// multiples of kPackedColumns.
+// Threads may share columns, best in multiples of this.
+inline constexpr std::int64_t kPackedColumns = 128;
+
+// Columns [begin, end) of the product.
 // Requires: HavePackedProducts(); 0 <= begin <= end <= columns; a stride of 1
 // in each matrix; `out` overlaps no operand.
-inline constexpr std::int64_t kPackedColumns = 128;
 void Multiply(const PackedProduct& product, std::int64_t begin,
               std::int64_t end);
 

@@ -157,17 +157,6 @@ void Multiply(const float* left, const float* right, int height,
   }
 }
 
-template <Dtype kDtype>
-void StoreRow(__m256 low, __m256 high, void* to) {
-  if constexpr (kDtype == kFp32) {
-    _mm256_storeu_ps(static_cast<float*>(to), low);
-    _mm256_storeu_ps(static_cast<float*>(to) + 8, high);
-  } else {
-    _mm256_storeu_si256(static_cast<__m256i*>(to),
-                        Avx2::Pack16<kDtype, false>(low, high));
-  }
-}
-
 // A row's panels one after the other: whole lines of the result at once.
 template <Dtype kDtype>
 void RoundRows(const float* sums, std::int64_t panel_stride, const float* bias,
@@ -181,17 +170,8 @@ void RoundRows(const float* sums, std::int64_t panel_stride, const float* bias,
           _mm256_add_ps(_mm256_loadu_ps(from), _mm256_loadu_ps(bias + column));
       const __m256 high = _mm256_add_ps(_mm256_loadu_ps(from + 8),
                                         _mm256_loadu_ps(bias + column + 8));
-      unsigned char* const out = line + column * kBytes<kDtype>;
-      const std::int64_t count = columns - column;
-      if (count >= kTileColumns) {
-        StoreRow<kDtype>(low, high, out);
-      } else {
-        alignas(32) unsigned char whole[kTileColumns * kBytes<kDtype>];
-        StoreRow<kDtype>(low, high, whole);
-        for (std::int64_t i = 0; i < count * kBytes<kDtype>; ++i) {
-          out[i] = whole[i];
-        }
-      }
+      StoreSome<kDtype>(low, high, columns - column,
+                        line + column * kBytes<kDtype>);
       from += panel_stride;
     }
     line += to_stride * kBytes<kDtype>;

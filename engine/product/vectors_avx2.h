@@ -44,5 +44,22 @@ __m256 LoadSome(const unsigned char* from, std::int64_t count) {
   return Load8<kDtype>(some);
 }
 
+// Sixteen elements, or the first `count` of them.
+template <Dtype kDtype>
+void StoreSome(__m256 low, __m256 high, std::int64_t count, void* to) {
+  alignas(32) unsigned char whole[16 * kBytes<kDtype>];
+  void* const out = count >= 16 ? to : whole;
+  if constexpr (kDtype == kFp32) {
+    _mm256_storeu_ps(static_cast<float*>(out), low);
+    _mm256_storeu_ps(static_cast<float*>(out) + 8, high);
+  } else {
+    _mm256_storeu_si256(static_cast<__m256i*>(out),
+                        Avx2::Pack16<kDtype, false>(low, high));
+  }
+  for (std::int64_t i = 0; count < 16 && i < count * kBytes<kDtype>; ++i) {
+    static_cast<unsigned char*>(to)[i] = whole[i];
+  }
+}
+
 }  // namespace
 }  // namespace stowage::engine::internal

@@ -73,7 +73,22 @@ TEST_P(WideLayers, LinearIsTorchsInOneOrManyPanels) {
   }
 }
 
-// The activation is rounded between the two, so that torch's is, too.
+// The activation is rounded between the two, in forward and in backward.
+TEST_P(WideLayers, GeluLinearIsTheTwoLayersBitForBit) {
+  const at::Tensor x = Leaf({6, 96});
+  const at::Tensor w = Leaf({40, 96});
+  const at::Tensor b = Leaf({40});
+  const at::Tensor active = HalfGelu(x.detach());
+  const at::Tensor y = GeluLinear(x, w, b);
+  EXPECT_TRUE(at::equal(y, HalfProduct(active, w.detach(), b.detach())));
+  const at::Tensor weights = at::randn(y.sizes()).to(GetParam());
+  Backward(y, weights);
+  EXPECT_TRUE(at::equal(w.grad(), HalfWeightGradient(weights, active)));
+  EXPECT_TRUE(at::equal(
+      x.grad(),
+      HalfGeluBackward(HalfInputGradient(weights, w.detach()), x.detach())));
+}
+
 TEST_P(WideLayers, GeluLinearIsTorchsTwoLayers) {
   const at::Tensor x = Leaf({6, 96});
   const at::Tensor w = Leaf({40, 96});
@@ -94,9 +109,8 @@ TEST_P(WideLayers, GeluLinearIsTorchsTwoLayers) {
 
 // Each way by itself, also where rows or weights are views.
 TEST_P(WideLayers, BothWaysAreTheProductsInDouble) {
-  for (const HalfProducts how :
-       {HalfProducts::kPanels, HalfProducts::kPacked}) {
-    if (how == HalfProducts::kPacked && !HavePackedProducts()) continue;
+  for (const ProductWay how : {ProductWay::kPanels, ProductWay::kPacked}) {
+    if (how == ProductWay::kPacked && !HavePackedProducts()) continue;
     const at::Tensor x = at::randn({300, 5, 7}).to(GetParam()).transpose(1, 2);
     const at::Tensor w = at::randn({10, 33}).to(GetParam()).t().narrow(1, 2, 5);
     const at::Tensor b = at::randn({33}).to(GetParam());
@@ -118,16 +132,75 @@ TEST_P(WideLayers, BothWaysAreTheProductsInDouble) {
 }
 
 TEST_P(WideLayers, ThreadsDoNotChangeABit) {
-  const at::Tensor x = at::randn({130, 300}).to(GetParam());
-  const at::Tensor w = at::randn({700, 300}).to(GetParam());
+  if (!HavePackedProducts()) GTEST_SKIP() << "this processor has no AVX2";
+  constexpr ProductWay kWay = ProductWay::kPacked;
   const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  const at::Tensor alone = HalfProduct(x, w, {});
-  const at::Tensor gelu = HalfGelu(alone);
-  at::set_num_threads(3);
-  EXPECT_TRUE(at::equal(alone, HalfProduct(x, w, {})));
-  EXPECT_TRUE(at::equal(gelu, HalfGelu(alone)));
+  // Fewer groups of columns than threads, and more.
+  for (const std::int64_t out : {100, 700}) {
+    const at::Tensor x = at::randn({530, 300}).to(GetParam());
+    const at::Tensor w = at::randn({out, 300}).to(GetParam());
+    at::set_num_threads(1);
+    const at::Tensor alone = HalfProduct(x, w, {}, kWay);
+    const at::Tensor turned = HalfWeightGradient(x, alone, kWay);
+    const at::Tensor gelu = HalfGelu(alone, kWay);
+    at::set_num_threads(3);
+    EXPECT_TRUE(at::equal(alone, HalfProduct(x, w, {}, kWay))) << out;
+    EXPECT_TRUE(at::equal(turned, HalfWeightGradient(x, alone, kWay))) << out;
+    EXPECT_TRUE(at::equal(gelu, HalfGelu(alone, kWay))) << out;
+  }
   at::set_num_threads(threads);
+}
+
+TEST_P(WideLayers, NoRowsMakeNoRowsAndAGradientOfZeros) {
+  const at::Tensor x = Leaf({0, 8});
+  const at::Tensor w = Leaf({5, 8});
+  const at::Tensor y = Linear(x, w, {});
+  EXPECT_EQ(y.sizes(), (std::vector<std::int64_t>{0, 5}));
+  torch::autograd::backward({y.sum()}, {});
+  EXPECT_TRUE(at::equal(w.grad(), at::zeros_like(w)));
+}
+
+TEST_P(WideLayers, AFrozenWeightOrInputHasNoGradient) {
+  const at::Tensor x = Leaf({4, 8});
+  const at::Tensor w = at::randn({5, 8}).to(GetParam());
+  // A gradient that is one number, expanded.
+  torch::autograd::backward({Linear(x, w, {}).sum()}, {});
+  ExpectNear(x.grad(), w.to(at::kDouble).sum(0).expand({4, 8}), "input");
+  const at::Tensor fixed = at::randn({4, 8}).to(GetParam());
+  const at::Tensor trained = Leaf({5, 8});
+  torch::autograd::backward({Linear(fixed, trained, {}).sum()}, {});
+  ExpectNear(trained.grad(), fixed.to(at::kDouble).sum(0).expand({5, 8}),
+             "weight");
+}
+
+TEST_P(WideLayers, OperandsThatDoNotFitAreRefused) {
+  if (!HavePackedProducts()) GTEST_SKIP() << "this processor has no AVX2";
+  constexpr ProductWay kWay = ProductWay::kPacked;
+  const at::Tensor x = at::randn({4, 8}).to(GetParam());
+  const at::Tensor w = at::randn({5, 8}).to(GetParam());
+  const at::Tensor gradient = at::randn({4, 5}).to(GetParam());
+  EXPECT_THROW(HalfProduct(x, w.t(), {}, kWay), c10::Error);
+  EXPECT_THROW(HalfProduct(x, w, at::zeros({1}).to(GetParam()), kWay),
+               c10::Error);
+  EXPECT_THROW(HalfProduct(x, w.to(at::kFloat), {}, kWay), c10::Error);
+  EXPECT_THROW(HalfProduct(x.to(at::kFloat), w.to(at::kFloat), {}, kWay),
+               c10::Error);
+  EXPECT_THROW(HalfInputGradient(x, w, kWay), c10::Error);
+  EXPECT_THROW(HalfWeightGradient(gradient, x.narrow(0, 0, 3), kWay),
+               c10::Error);
+  // A bias of another type is taken as one of the weight's.
+  const at::Tensor bias = at::randn({5});
+  EXPECT_TRUE(at::equal(HalfProduct(x, w, bias, kWay),
+                        HalfProduct(x, w, bias.to(GetParam()), kWay)));
+}
+
+TEST_P(WideLayers, ASecondDerivativeIsRefused) {
+  const at::Tensor x = Leaf({4, 8});
+  const at::Tensor w = Leaf({5, 8});
+  EXPECT_THROW(torch::autograd::grad({Linear(x, w, {}).sum()}, {x}, {},
+                                     /*retain_graph=*/true,
+                                     /*create_graph=*/true),
+               c10::Error);
 }
 
 // Also on views of one product, as a model gives them.

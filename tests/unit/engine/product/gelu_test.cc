@@ -49,11 +49,15 @@ class Gelus : public testing::TestWithParam<Dtype> {
     const double least = GetParam() == Dtype::kFp16 ? 0x1p-24 : 1e-30;
     for (std::size_t i = 0; i < x_.size(); ++i) {
       const double exact = want(Widen(GetParam(), x_[i]));
-      if (std::abs(exact) > 65000) continue;  // beyond fp16
+      if (GetParam() == Dtype::kFp16 && std::abs(exact) > 65504) continue;
       ASSERT_NEAR(Widen(GetParam(), got[i]), exact,
                   1.01 * unit * std::abs(exact) + least)
           << Widen(GetParam(), x_[i]);
     }
+  }
+
+  static std::uint16_t One() {
+    return GetParam() == Dtype::kBf16 ? FloatToBf16(1) : FloatToFp16(1);
   }
 
   std::vector<std::uint16_t> x_;
@@ -78,32 +82,67 @@ TEST_P(Gelus, DerivativesAreTheFormulaForEveryElement) {
 TEST_P(Gelus, OfAnyCountWriteThatManyElements) {
   for (std::int64_t count = 0; count < 40; ++count) {
     const auto size = static_cast<std::size_t>(count);
-    const std::vector<std::uint16_t> x(size, FloatToBf16(1));
+    const std::vector<std::uint16_t> x(size, One());
     std::vector<std::uint16_t> out(size + 16, 7);
-    TanhGelu(x.data(), Dtype::kBf16, count, out.data());
+    TanhGelu(x.data(), GetParam(), count, out.data());
     for (std::size_t i = 0; i < out.size(); ++i) {
       EXPECT_EQ(out[i] == 7, i >= size) << i << " of " << count;
     }
     std::vector<std::uint16_t> slopes(size + 16, 7);
-    TanhGeluBackward(x.data(), x.data(), Dtype::kBf16, count, slopes.data());
+    TanhGeluBackward(x.data(), x.data(), GetParam(), count, slopes.data());
     for (std::size_t i = 0; i < out.size(); ++i) {
       EXPECT_EQ(slopes[i] == 7, i >= size) << i << " of " << count;
     }
   }
 }
 
-TEST_P(Gelus, KeepNanAndInfinity) {
+TEST_P(Gelus, MayTakeThePlaceOfAnOperand) {
+  std::vector<std::uint16_t> apart(x_.size());
+  const auto count = static_cast<std::int64_t>(x_.size());
+  TanhGeluBackward(x_.data(), x_.data(), GetParam(), count, apart.data());
+  std::vector<std::uint16_t> in_place = x_;
+  TanhGeluBackward(in_place.data(), in_place.data(), GetParam(), count,
+                   in_place.data());
+  EXPECT_EQ(in_place, apart);
+}
+
+TEST(GelusInFp32, AreTheFormula) {
+  if (!HavePackedProducts()) GTEST_SKIP() << "this processor has no AVX2";
+  std::vector<float> x;
+  for (float value = -12; value < 12; value += 0.01F) x.push_back(value);
+  const std::vector<float> one(x.size(), 1);
+  std::vector<float> out(x.size());
+  std::vector<float> slopes(x.size());
+  const auto count = static_cast<std::int64_t>(x.size());
+  TanhGelu(x.data(), Dtype::kFp32, count, out.data());
+  TanhGeluBackward(one.data(), x.data(), Dtype::kFp32, count, slopes.data());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    ASSERT_NEAR(out[i], Gelu(x[i]), 1e-5 * std::abs(Gelu(x[i])) + 1e-30)
+        << x[i];
+    ASSERT_NEAR(slopes[i], Slope(x[i]), 2e-6) << x[i];
+  }
+}
+
+TEST(GelusInFp32, OfNanAndInfinity) {
+  if (!HavePackedProducts()) GTEST_SKIP() << "this processor has no AVX2";
   const float inf = std::numeric_limits<float>::infinity();
   const float nan = std::numeric_limits<float>::quiet_NaN();
-  const std::vector<float> x = {inf, nan, 0, -0.0F, 50, -50};
+  const std::vector<float> x = {inf, nan, 0, -0.0F, 50, -50, -inf};
+  const std::vector<float> one(x.size(), 1);
   std::vector<float> out(x.size());
-  TanhGelu(x.data(), Dtype::kFp32, 6, out.data());
+  TanhGelu(x.data(), Dtype::kFp32, 7, out.data());
   EXPECT_EQ(out[0], inf);
   EXPECT_TRUE(std::isnan(out[1]));
   EXPECT_EQ(out[2], 0);
   EXPECT_EQ(out[3], 0);
   EXPECT_EQ(out[4], 50);
   EXPECT_EQ(out[5], 0);
+  EXPECT_TRUE(std::isnan(out[6]));
+  TanhGeluBackward(one.data(), x.data(), Dtype::kFp32, 7, out.data());
+  EXPECT_EQ(out[0], 1);
+  EXPECT_TRUE(std::isnan(out[1]));
+  EXPECT_EQ(out[2], 0.5F);
+  EXPECT_EQ(out[6], 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, Gelus,

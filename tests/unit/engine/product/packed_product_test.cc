@@ -165,6 +165,14 @@ TEST_P(PackedProducts, AreTheSumsOfEveryShape) {
   }
 }
 
+// Several blocks in each direction at once.
+TEST_P(PackedProducts, OfSeveralBlocksEachWay) {
+  const auto [dtype, left_turned, right_turned] = GetParam();
+  Case test({257, 131, 261}, {dtype, dtype}, left_turned, right_turned, true);
+  Multiply(test.product(), 0, 131);
+  test.Check();
+}
+
 TEST_P(PackedProducts, RoundToAnotherType) {
   const auto [dtype, left_turned, right_turned] = GetParam();
   for (const Dtype out : {Dtype::kFp32, Dtype::kFp16, Dtype::kBf16}) {
