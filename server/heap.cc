@@ -27,9 +27,11 @@ std::size_t ResidentBytes() {
 }  // namespace
 
 void KeepSmallBlocks() {
+  // NOLINTBEGIN(concurrency-mt-unsafe): first in main()
   ::mallopt(M_MMAP_THRESHOLD, 4 << 20);
   ::mallopt(M_TRIM_THRESHOLD, 8 << 20);
   ::mallopt(M_ARENA_MAX, 1);
+  // NOLINTEND(concurrency-mt-unsafe)
 }
 
 bool FreeMemory::GiveBack() {

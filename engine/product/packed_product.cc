@@ -15,7 +15,6 @@ namespace {
 using internal::kDepthBlock;
 using internal::kPackSlack;
 using internal::kTileColumns;
-using internal::Part;
 using internal::TileKernels;
 
 // Rows that are packed at a time: a depth block of them is 252 KiB, half of a
@@ -135,10 +134,16 @@ void PackRight(const PackedProduct& product, std::int64_t k, std::int64_t depth,
        columns, depth, to);
 }
 
+// Sums of a group of columns: [panel][row][kTileColumns].
+struct Sums {
+  float* data;
+  std::int64_t panel;  // floats of one
+};
+
 // Columns [begin, end) of the rows, at most kPackedColumns.
 void RoundGroup(const PackedProduct& product, std::int64_t first_row,
                 std::int64_t rows, std::int64_t begin, std::int64_t end,
-                const float* sums, std::int64_t panel_sums) {
+                const Sums& sums) {
   alignas(64) float bias[kPackedColumns] = {};
   const TileKernels::PackRight widen =
       PacksOf(product.right.dtype).right_by_depth;
@@ -153,8 +158,8 @@ void RoundGroup(const PackedProduct& product, std::int64_t first_row,
   auto* const to =
       static_cast<char*>(product.out) +
       (first_row * product.out_stride + begin) * DtypeBytes(product.out_dtype);
-  Kernels().round(sums, panel_sums, bias, rows, end - begin, product.out_dtype,
-                  to, product.out_stride);
+  Kernels().round(sums.data, sums.panel, bias, rows, end - begin,
+                  product.out_dtype, to, product.out_stride);
 }
 
 // Rows [first_row, first_row + rows) of columns [begin, end), a group of panels
@@ -192,7 +197,7 @@ void MultiplyRows(const PackedProduct& product, std::int64_t first_row,
         });
       }
     }
-    RoundGroup(product, first_row, rows, group, group_end, sums, panel_sums);
+    RoundGroup(product, first_row, rows, group, group_end, {sums, panel_sums});
   }
 }
 
