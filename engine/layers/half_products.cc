@@ -29,8 +29,7 @@ constexpr std::int64_t kThreadElems = std::int64_t{1} << 15;
 constexpr std::int64_t kThreadRows = 48;
 
 Dtype HalfDtype(const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.is_cpu() && (tensor.scalar_type() == at::kHalf ||
-                                  tensor.scalar_type() == at::kBFloat16),
+  TORCH_CHECK(tensor.is_cpu() && IsHalf(tensor),
               "a 16-bit product: ", tensor.scalar_type(), " on ",
               tensor.device(), "; expected fp16 or bf16 on the CPU");
   return tensor.scalar_type() == at::kHalf ? Dtype::kFp16 : Dtype::kBf16;
@@ -266,6 +265,11 @@ ProductWay BestInFp32() {
 }
 
 }  // namespace
+
+bool IsHalf(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kHalf ||
+         tensor.scalar_type() == at::kBFloat16;
+}
 
 ProductWay ChooseProductWay() {
   static const ProductWay chosen = [] {

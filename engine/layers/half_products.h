@@ -15,6 +15,9 @@
 
 namespace stowage::engine {
 
+// fp16 or bf16.
+bool IsHalf(const at::Tensor& tensor);
+
 enum class ProductWay {
   kTorch,   // LibTorch's own 16-bit products
   kPanels,  // LibTorch's fp32 products, widened panel by panel

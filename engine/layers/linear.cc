@@ -14,11 +14,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-bool IsHalf(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kHalf ||
-         tensor.scalar_type() == at::kBFloat16;
-}
-
 // A GPU has the instructions.
 bool IsWide(const at::Tensor& tensor) {
   return tensor.is_cpu() && IsHalf(tensor) && UseWideProducts();

@@ -107,9 +107,8 @@ template <int kHeight>
   }
 }
 
-// Four elements of the depth in a row: beside a busy neighbour on the same core
-// the loop's own instructions cost a tenth (2026-11-26); eight are slower
-// again.
+// Four elements of the depth in a loop's round: docs/design/0012 has what one
+// and eight are like.
 template <int kHeight, bool kAdd>
 void MultiplyTile(const float* __restrict left, const float* __restrict right,
                   std::int64_t depth, float* __restrict tile) {
