@@ -169,10 +169,11 @@ struct Avx2 {
       double lane[kSumLanes];
       for (int l = 0; l < kSumLanes; ++l) lane[l] = column[l % 4][l / 4];
       // Twice the bits, without the sign: infinity is 0xff00, NaN above.
+      constexpr double kInfinity = __builtin_inf();
       std::uint16_t largest[16];
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(largest), largest_);
       for (const std::uint16_t x : largest) {
-        if (x == 0xff00U) lane[0] += double{__builtin_inf()};
+        if (x == 0xff00U) lane[0] = lane[0] + kInfinity;
         if (x > 0xff00U) lane[0] = __builtin_nan("");
       }
       Lanes lanes = ZeroLanes();

@@ -15,6 +15,7 @@ namespace {
 using internal::kDepthBlock;
 using internal::kPackSlack;
 using internal::kTileColumns;
+using internal::Sums;
 using internal::TileKernels;
 
 // Rows that are packed at a time: a depth block of them is 252 KiB, half of a
@@ -134,16 +135,11 @@ void PackRight(const PackedProduct& product, std::int64_t k, std::int64_t depth,
        columns, depth, to);
 }
 
-// Sums of a group of columns: [panel][row][kTileColumns].
-struct Sums {
-  float* data;
-  std::int64_t panel;  // floats of one
-};
-
-// Columns [begin, end) of the rows, at most kPackedColumns.
+// Columns [begin, end) of the rows, at most kPackedColumns; the bias is the
+// product's.
 void RoundGroup(const PackedProduct& product, std::int64_t first_row,
                 std::int64_t rows, std::int64_t begin, std::int64_t end,
-                const Sums& sums) {
+                Sums sums) {
   alignas(64) float bias[kPackedColumns] = {};
   const TileKernels::PackRight widen =
       PacksOf(product.right.dtype).right_by_depth;
@@ -158,8 +154,9 @@ void RoundGroup(const PackedProduct& product, std::int64_t first_row,
   auto* const to =
       static_cast<char*>(product.out) +
       (first_row * product.out_stride + begin) * DtypeBytes(product.out_dtype);
-  Kernels().round(sums.data, sums.panel, bias, rows, end - begin,
-                  product.out_dtype, to, product.out_stride);
+  sums.bias = bias;
+  Kernels().round(sums, rows, end - begin,
+                  {to, product.out_stride, product.out_dtype});
 }
 
 // Rows [first_row, first_row + rows) of columns [begin, end), a group of panels
@@ -197,7 +194,8 @@ void MultiplyRows(const PackedProduct& product, std::int64_t first_row,
         });
       }
     }
-    RoundGroup(product, first_row, rows, group, group_end, {sums, panel_sums});
+    RoundGroup(product, first_row, rows, group, group_end,
+               {sums, panel_sums, nullptr});
   }
 }
 

@@ -36,6 +36,21 @@ struct Part {
   std::int64_t stride;  // elements
 };
 
+// Sums of neighbouring columns, [panel][row][kTileColumns], and what is added
+// to each row of them: `bias` is as long as all the panels.
+struct Sums {
+  const float* data;
+  std::int64_t panel_stride;  // floats from one panel to the next
+  const float* bias;
+};
+
+// Rows of a result whose elements are neighbours.
+struct Rows {
+  void* data;
+  std::int64_t stride;  // elements
+  Dtype dtype;
+};
+
 // All `depth` at most kDepthBlock; `height` 6 or 4.
 struct TileKernels {
   // Rows of the left operand -> [depth][height]. `rows`, up to 8, are there to
@@ -60,12 +75,9 @@ struct TileKernels {
   // tile [height][kTileColumns] = left x right, or += with `add`.
   void (*multiply)(const float* left, const float* right, int height,
                    std::int64_t depth, bool add, float* tile);
-  // Sums [panel][rows][kTileColumns], `panel_stride` floats from one panel to
-  // the next, and `bias` (as long as all panels) -> `columns` elements of each
-  // row of the result, rounded once.
-  void (*round)(const float* sums, std::int64_t panel_stride, const float* bias,
-                std::int64_t rows, std::int64_t columns, Dtype dtype, void* to,
-                std::int64_t to_stride);
+  // Sums and bias -> `columns` elements of each of `rows`, rounded once.
+  void (*round)(const Sums& sums, std::int64_t rows, std::int64_t columns,
+                const Rows& to);
 };
 
 #if defined(__x86_64__)

@@ -125,8 +125,8 @@ void MultiplyTile(const float* __restrict left, const float* __restrict right,
       AddOuterProduct<kHeight>(left + std::ptrdiff_t{k} * kHeight,
                                right + std::ptrdiff_t{k} * kTileColumns, sums);
     }
-    left += 4 * kHeight;
-    right += 4 * kTileColumns;
+    left += std::ptrdiff_t{4} * kHeight;
+    right += std::ptrdiff_t{4} * kTileColumns;
   }
   for (; depth > 0; --depth) {
     AddOuterProduct<kHeight>(left, right, sums);
@@ -158,32 +158,32 @@ void Multiply(const float* left, const float* right, int height,
 
 // A row's panels one after the other: whole lines of the result at once.
 template <Dtype kDtype>
-void RoundRows(const float* sums, std::int64_t panel_stride, const float* bias,
-               std::int64_t rows, std::int64_t columns, void* to,
-               std::int64_t to_stride) {
-  auto* line = static_cast<unsigned char*>(to);
-  for (std::int64_t r = 0; r < rows; ++r, sums += kTileColumns) {
-    const float* from = sums;
+void RoundRows(const Sums& sums, std::int64_t rows, std::int64_t columns,
+               const Rows& to) {
+  auto* line = static_cast<unsigned char*>(to.data);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const float* from = sums.data + r * kTileColumns;
+    const float* bias = sums.bias;
     for (std::int64_t column = 0; column < columns; column += kTileColumns) {
       const __m256 low =
-          _mm256_add_ps(_mm256_loadu_ps(from), _mm256_loadu_ps(bias + column));
-      const __m256 high = _mm256_add_ps(_mm256_loadu_ps(from + 8),
-                                        _mm256_loadu_ps(bias + column + 8));
+          _mm256_add_ps(_mm256_loadu_ps(from), _mm256_loadu_ps(bias));
+      const __m256 high =
+          _mm256_add_ps(_mm256_loadu_ps(from + 8), _mm256_loadu_ps(bias + 8));
       StoreSome<kDtype>(low, high, columns - column,
                         line + column * kBytes<kDtype>);
-      from += panel_stride;
+      from += sums.panel_stride;
+      bias += kTileColumns;
     }
-    line += to_stride * kBytes<kDtype>;
+    line += to.stride * kBytes<kDtype>;
   }
 }
 
-void Round(const float* sums, std::int64_t panel_stride, const float* bias,
-           std::int64_t rows, std::int64_t columns, Dtype dtype, void* to,
-           std::int64_t to_stride) {
-  const auto round = dtype == kBf16   ? RoundRows<kBf16>
-                     : dtype == kFp16 ? RoundRows<kFp16>
-                                      : RoundRows<kFp32>;
-  round(sums, panel_stride, bias, rows, columns, to, to_stride);
+void Round(const Sums& sums, std::int64_t rows, std::int64_t columns,
+           const Rows& to) {
+  const auto round = to.dtype == kBf16   ? RoundRows<kBf16>
+                     : to.dtype == kFp16 ? RoundRows<kFp16>
+                                         : RoundRows<kFp32>;
+  round(sums, rows, columns, to);
 }
 
 template <Dtype kDtype>
