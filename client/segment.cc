@@ -75,10 +75,11 @@ MappedSegment::~MappedSegment() {
 }
 
 absl::StatusOr<MappedSegment> MappedSegment::Map(
-    const std::string& path, std::int64_t size_bytes, bool writable,
+    const std::string& path, const Options& options,
     const SegmentIdentity& identity) {
-  const UniqueFd fd(::open(
-      path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW));
+  const UniqueFd fd(
+      ::open(path.c_str(),
+             (options.writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW));
   if (!fd.valid()) {
     const absl::Status cause = ErrnoStatus("open");
     return Precondition(
@@ -88,13 +89,15 @@ absl::StatusOr<MappedSegment> MappedSegment::Map(
   }
   struct stat info {};
   if (::fstat(fd.get(), &info) != 0) return ErrnoStatus("fstat " + path);
-  if (info.st_size != size_bytes) {
+  const std::int64_t size_bytes = info.st_size;
+  if (size_bytes < options.bytes ||
+      (size_bytes > options.bytes && !options.or_longer)) {
     return Precondition(
-        path, absl::StrCat("has ", info.st_size, " bytes, the layout needs ",
-                           size_bytes));
+        path, absl::StrCat("has ", size_bytes, " bytes, the layout needs ",
+                           options.bytes));
   }
   void* address = ::mmap(nullptr, static_cast<std::size_t>(size_bytes),
-                         writable ? PROT_READ | PROT_WRITE : PROT_READ,
+                         options.writable ? PROT_READ | PROT_WRITE : PROT_READ,
                          MAP_SHARED, fd.get(), 0);
   if (address == MAP_FAILED) {
     return Precondition(path, std::string(ErrnoStatus("mmap").message()));

@@ -41,12 +41,17 @@ class MappedSegment {
   MappedSegment& operator=(const MappedSegment&) = delete;
   ~MappedSegment();
 
-  // Maps all `size_bytes` of the file. Errors: kFailedPrecondition if it is
-  //   missing, has another size or another header; the message has the path
-  //   and what to set when the server runs in a container.
+  struct Options {
+    std::int64_t bytes = 0;
+    bool or_longer = false;
+    bool writable = false;
+  };
+
+  // Maps all of the file. Errors: kFailedPrecondition if it is missing, has
+  //   another size or another header; the message has the path and what to set
+  //   when the server runs in a container.
   static absl::StatusOr<MappedSegment> Map(const std::string& path,
-                                           std::int64_t size_bytes,
-                                           bool writable,
+                                           const Options& options,
                                            const SegmentIdentity& identity);
 
   std::byte* data() const { return data_; }

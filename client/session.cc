@@ -66,10 +66,15 @@ class SessionImpl final : public Session {
   std::int32_t local_rank() const override { return local_rank_; }
 
   std::span<const std::byte> unit_params(std::int32_t unit) const override {
-    const Layout::Unit& u = UnitAt(unit);
-    return {
-        param_bytes_ + UnitParamOffsetBytes(layout_, unit),
-        static_cast<std::size_t>(u.elems * DtypeBytes(layout_.param_dtype()))};
+    const std::int64_t bytes =
+        UnitAt(unit).elems * DtypeBytes(layout_.param_dtype());
+    std::int64_t offset = UnitParamOffsetBytes(layout_, unit);
+    if (remote_ == nullptr) {
+      offset =
+          Words(unit).page.load(std::memory_order_acquire) * kSegmentPageBytes;
+      STOWAGE_CHECK(offset + bytes <= params_.size_bytes());
+    }
+    return {param_bytes_ + offset, static_cast<std::size_t>(bytes)};
   }
 
   std::span<std::byte> gradient_slot(std::int32_t micro,
@@ -333,16 +338,18 @@ class SessionImpl final : public Session {
         params_,
         MappedSegment::Map(
             absl::StrCat(folder, "/", info_.param_segment),
-            ParamSegmentBytes(layout_), /*writable=*/false,
+            {.bytes = ParamSegmentBytes(layout_),
+             .or_longer = info_.params_leased},
             {kParamSegmentMagic, info_.job_id, layout_.fingerprint()}));
     STOWAGE_ASSIGN_OR_RETURN(
         gradients_,
         MappedSegment::Map(
             absl::StrCat(folder, "/", info_.gradient_segment),
-            info_.gradient_regions > 0
-                ? GradientRegionsBytes(layout_, info_.gradient_regions)
-                : GradientSegmentBytes(layout_, info_.slots_per_rank),
-            /*writable=*/true,
+            {.bytes =
+                 info_.gradient_regions > 0
+                     ? GradientRegionsBytes(layout_, info_.gradient_regions)
+                     : GradientSegmentBytes(layout_, info_.slots_per_rank),
+             .writable = true},
             {kGradientSegmentMagic, info_.job_id, layout_.fingerprint()}));
     InitializeRegions();
     return absl::OkStatus();

@@ -3,6 +3,10 @@
 // Parameter segment (one per job; the server writes, ranks map it read-only):
 //   [SegmentHeader, one page][UnitWords per unit, padded to a page][parameters:
 //   layout.total_elems() of the layout's type, unit after unit]
+// Where ranks lease parameters that come and go, their places in that order are
+// holes, and behind it, from the next huge page, lies what is in memory:
+//   [as much as may be in memory at once]
+// UnitWords::page says where a unit is; ask for it under a lease.
 // Gradient segment (one per rank; the rank writes, the server reads):
 //   [SegmentHeader, one page][slot 0][slot 1]...; a slot holds
 //   layout.state_elems() elements of the layout's type. Or, where
@@ -11,8 +15,8 @@
 //   is as long as the largest unit's.
 //
 // The server never believes a number in here: it computes every offset from
-// its own Layout. The words of UnitWords are 32-bit futexes and hold the low
-// bits of a counter; compare with WordReached().
+// its own Layout and keeps places itself. The words of UnitWords are 32-bit
+// futexes and hold the low bits of a counter; compare with WordReached().
 //
 // Source: futex(2).
 
@@ -29,6 +33,7 @@ namespace stowage {
 inline constexpr std::uint64_t kParamSegmentMagic = 0x7374776770617261ULL;
 inline constexpr std::uint64_t kGradientSegmentMagic = 0x7374776767726164ULL;
 inline constexpr std::int64_t kSegmentPageBytes = 4096;
+inline constexpr std::int64_t kSegmentHugePageBytes = std::int64_t{2} << 20;
 
 struct SegmentHeader {
   std::uint64_t magic = 0;
@@ -51,6 +56,8 @@ struct alignas(64) UnitWords {
   // Low 32 bits of the number of micro steps landed since the job began
   // (committed steps x micro steps + landed ones of this step).
   std::atomic<std::uint32_t> landed{0};
+  // The page of the segment that the unit's parameters begin at.
+  std::atomic<std::uint32_t> page{0};
 };
 static_assert(sizeof(UnitWords) == 64);
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
@@ -78,6 +85,10 @@ inline std::int64_t ParamSegmentBytes(const Layout& layout) {
   return RoundUp(ParamDataOffsetBytes(layout) +
                      layout.total_elems() * DtypeBytes(layout.param_dtype()),
                  kSegmentPageBytes);
+}
+// Where what is in memory of leased parameters begins.
+inline std::int64_t LeasedParamOffsetBytes(const Layout& layout) {
+  return RoundUp(ParamSegmentBytes(layout), kSegmentHugePageBytes);
 }
 inline std::int64_t UnitGradientOffsetBytes(const Layout& layout,
                                             std::int32_t slot,

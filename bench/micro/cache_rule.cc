@@ -159,7 +159,7 @@ class Rank {
             layout, 1, *folder_, false, &budget_,
             *budget_.Reserve(ParamDataOffsetBytes(layout) + limit_bytes,
                              "bench"),
-            /*sparse=*/true)),
+            limit_bytes)),
         residency_(layout, *params_, units_,
                    {.limit_bytes = limit_bytes,
                     .ahead_units = 4,

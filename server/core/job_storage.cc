@@ -145,7 +145,9 @@ absl::Status Job::AllocateJob(const RunSpec& run,
       std::unique_ptr<ParamSegment> params,
       ParamSegment::Create(
           layout_, id_, *services_->folder, LocksMemory(), services_->budget,
-          reservation.Split(plan.need.param_bytes), plan.params_leased));
+          reservation.Split(plan.need.param_bytes),
+          plan.params_leased ? std::optional(plan.param_limit_bytes)
+                             : std::nullopt));
   std::vector<std::int32_t> first;
   {
     MutexLock lock(mutex_);

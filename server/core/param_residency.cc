@@ -59,7 +59,7 @@ void ParamResidency::Forget() {
     unit.holds = 0;
     unit.held_by.assign(unit.held_by.size(), false);
     if (unit.where == Where::kOut) continue;
-    params_.DropUnit(u);
+    params_.FreeUnit(u);
     unit.where = Where::kOut;
     resident_bytes_ -= unit.bytes;
   }
@@ -198,7 +198,7 @@ absl::Status ParamResidency::AwaitWritable(std::int32_t unit, bool load,
       if (load) {
         if (StartRead(unit, -1)) continue;
       } else if (MakeRoom(state.bytes, -1)) {
-        if (absl::Status s = params_.PopulateUnit(unit); !s.ok()) {
+        if (absl::Status s = params_.PlaceUnit(unit); !s.ok()) {
           Fail(s);
           break;
         }
@@ -312,7 +312,7 @@ bool ParamResidency::MakeRoom(std::int64_t bytes, std::int64_t keep_within) {
       }
     }
     if (victim < 0) return false;
-    params_.DropUnit(victim);
+    params_.FreeUnit(victim);
     At(victim).where = Where::kOut;
     resident_bytes_ -= At(victim).bytes;
   }
@@ -323,7 +323,7 @@ bool ParamResidency::MakeRoom(std::int64_t bytes, std::int64_t keep_within) {
 bool ParamResidency::StartRead(std::int32_t unit, std::int64_t keep_within) {
   Unit& state = At(unit);
   if (!MakeRoom(state.bytes, keep_within)) return false;
-  absl::Status status = params_.PopulateUnit(unit);
+  absl::Status status = params_.PlaceUnit(unit);
   if (status.ok()) {
     resident_bytes_ += state.bytes;
     resident_bytes_max_ = std::max(resident_bytes_max_, resident_bytes_);

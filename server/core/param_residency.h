@@ -1,8 +1,7 @@
 // Which units' parameters are in memory when they live on NVMe: leases, reading
 // ahead along the trace, eviction, and the place for what an update writes.
 //
-// The parameter segment keeps its size and addresses; a unit that is out has no
-// pages in it (a hole). Rules:
+// A unit that is out has no pages in the parameter segment. Rules:
 //   - Units in memory together never exceed the limit; the plan has room for
 //     what every rank may lease, one unit that is updated and one that is read.
 //   - A leased unit is never evicted. Otherwise the unit goes whose next use is
@@ -11,14 +10,13 @@
 //     update replaces has no next use.
 //   - What a rank asks for is read at once; what the trace says comes next is
 //     read ahead, as far as nothing that is needed sooner must go for it.
-//   - An update fills a unit's pages, hands it to the ranks that wait for it
-//   and
-//     writes it to NVMe meanwhile.
+//   - An update fills a unit's pages, hands it to the ranks that wait for it,
+//     and writes it to NVMe meanwhile.
 //
 // One thread of its own takes in what the store has moved.
 //
 // Source: Belady, "A Study of Replacement Algorithms for a Virtual-Storage
-//   Computer"; fallocate(2), FALLOC_FL_PUNCH_HOLE.
+//   Computer".
 
 #pragma once
 

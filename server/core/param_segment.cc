@@ -1,6 +1,8 @@
 #include "server/core/param_segment.h"
 
+#include <algorithm>
 #include <new>
+#include <optional>
 #include <utility>
 
 #include "absl/memory/memory.h"
@@ -14,16 +16,20 @@ absl::StatusOr<std::unique_ptr<ParamSegment>> ParamSegment::Create(
     const Layout& layout, std::uint64_t job_id,
     const storage::SegmentFolder& folder, bool lock_memory,
     storage::MemoryBudget* budget, storage::MemoryReservation reservation,
-    bool sparse) {
-  STOWAGE_ASSIGN_OR_RETURN(
-      std::unique_ptr<storage::Segment> segment,
-      storage::Segment::Create(folder,
-                               {.kind = "param",
-                                .bytes = ParamSegmentBytes(layout),
-                                .lock_memory = lock_memory,
-                                .sparse = sparse},
-                               budget, std::move(reservation)));
-  if (sparse) {
+    std::optional<std::int64_t> leased_bytes) {
+  storage::Segment::Options options{.kind = "param",
+                                    .bytes = ParamSegmentBytes(layout),
+                                    .lock_memory = lock_memory};
+  std::int64_t places_bytes = 0;
+  if (leased_bytes.has_value()) {
+    places_bytes = *leased_bytes / kSegmentPageBytes * kSegmentPageBytes;
+    options.hole_bytes = LeasedParamOffsetBytes(layout);
+    options.bytes = options.hole_bytes + places_bytes;
+  }
+  STOWAGE_ASSIGN_OR_RETURN(std::unique_ptr<storage::Segment> segment,
+                           storage::Segment::Create(folder, options, budget,
+                                                    std::move(reservation)));
+  if (leased_bytes.has_value()) {
     STOWAGE_RETURN_IF_ERROR(segment->Populate(0, ParamDataOffsetBytes(layout)));
   }
   auto* header = ::new (segment->data()) SegmentHeader();
@@ -35,12 +41,23 @@ absl::StatusOr<std::unique_ptr<ParamSegment>> ParamSegment::Create(
     ::new (segment->data() + ParamWordsOffsetBytes() +
            u * static_cast<std::int64_t>(sizeof(UnitWords))) UnitWords();
   }
-  return absl::WrapUnique(new ParamSegment(layout, std::move(segment)));
+  return absl::WrapUnique(
+      new ParamSegment(layout, std::move(segment), places_bytes));
 }
 
 ParamSegment::ParamSegment(const Layout& layout,
-                           std::unique_ptr<storage::Segment> segment)
-    : layout_(layout), segment_(std::move(segment)) {}
+                           std::unique_ptr<storage::Segment> segment,
+                           std::int64_t leased_bytes)
+    : layout_(layout),
+      segment_(std::move(segment)),
+      offsets_(static_cast<std::size_t>(layout.unit_count())),
+      places_(leased_bytes),
+      gone_(static_cast<std::size_t>(layout.unit_count())) {
+  for (std::int32_t u = 0; u < layout.unit_count(); ++u) {
+    MoveTo(u, UnitParamOffsetBytes(layout, u));
+    unit_bytes_max_ = std::max(unit_bytes_max_, unit_bytes(u));
+  }
+}
 
 UnitWords& ParamSegment::words(std::int32_t unit) const {
   return *reinterpret_cast<UnitWords*>(
@@ -48,9 +65,16 @@ UnitWords& ParamSegment::words(std::int32_t unit) const {
       unit * static_cast<std::int64_t>(sizeof(UnitWords)));
 }
 
+void ParamSegment::MoveTo(std::int32_t unit, std::int64_t offset_bytes) {
+  offsets_[static_cast<std::size_t>(unit)] = offset_bytes;
+  words(unit).page.store(
+      static_cast<std::uint32_t>(offset_bytes / kSegmentPageBytes),
+      std::memory_order_release);
+}
+
 std::byte* ParamSegment::param(std::int32_t unit,
                                std::int64_t begin_elems) const {
-  return segment_->data() + UnitParamOffsetBytes(layout_, unit) +
+  return segment_->data() + offsets_[static_cast<std::size_t>(unit)] +
          begin_elems * DtypeBytes(layout_.param_dtype());
 }
 
@@ -59,15 +83,46 @@ std::int64_t ParamSegment::unit_bytes(std::int32_t unit) const {
          DtypeBytes(layout_.param_dtype());
 }
 
-absl::Status ParamSegment::PopulateUnit(std::int32_t unit) {
-  if (unit_bytes(unit) == 0) return absl::OkStatus();
-  return segment_->Populate(UnitParamOffsetBytes(layout_, unit),
-                            unit_bytes(unit));
+absl::Status ParamSegment::PlaceUnit(std::int32_t unit) {
+  const std::int64_t bytes = unit_bytes(unit);
+  if (bytes == 0) return absl::OkStatus();
+  const std::int64_t places = LeasedParamOffsetBytes(layout_);
+  std::int64_t offset = UnitParamOffsetBytes(layout_, unit);
+  const auto end = bytes == unit_bytes_max_ ? PagePlaces::End::kFront
+                                            : PagePlaces::End::kBack;
+  if (const std::optional<std::int64_t> place = places_.Take(bytes, end)) {
+    offset = places + *place;
+  } else {
+    std::vector<PagePlaces::Run> gone = places_.TakePieces(bytes);
+    for (const PagePlaces::Run& run : gone) {
+      segment_->Punch(places + run.offset, run.bytes);
+    }
+    gone_[static_cast<std::size_t>(unit)] = std::move(gone);
+    torn_ = true;
+  }
+  MoveTo(unit, offset);
+  if (!torn_) return absl::OkStatus();
+  absl::Status populated = segment_->Populate(offset, bytes);
+  if (!populated.ok()) FreeUnit(unit);
+  return populated;
 }
 
-void ParamSegment::DropUnit(std::int32_t unit) {
-  if (unit_bytes(unit) == 0) return;
-  segment_->Punch(UnitParamOffsetBytes(layout_, unit), unit_bytes(unit));
+void ParamSegment::FreeUnit(std::int32_t unit) {
+  const std::int64_t bytes = unit_bytes(unit);
+  if (bytes == 0) return;
+  const std::int64_t places = LeasedParamOffsetBytes(layout_);
+  const std::int64_t own = UnitParamOffsetBytes(layout_, unit);
+  const std::int64_t offset = offsets_[static_cast<std::size_t>(unit)];
+  if (offset != own) {
+    places_.Give({offset - places, bytes});
+    MoveTo(unit, own);
+    return;
+  }
+  segment_->Punch(own, bytes);
+  for (const PagePlaces::Run& run :
+       std::exchange(gone_[static_cast<std::size_t>(unit)], {})) {
+    places_.Give(run);
+  }
 }
 
 void ParamSegment::SetEpoch(std::uint64_t epoch) {

@@ -88,7 +88,9 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Create(
     const SegmentFolder& folder, const Options& options, MemoryBudget* budget,
     MemoryReservation reservation) {
   STOWAGE_CHECK(options.bytes > 0);
-  STOWAGE_CHECK(options.sparse || reservation.bytes() == options.bytes);
+  STOWAGE_CHECK(options.hole_bytes > 0 || reservation.bytes() == options.bytes);
+  STOWAGE_CHECK(options.hole_bytes % kHugePageBytes == 0 &&
+                options.hole_bytes <= options.bytes);
   std::unique_ptr<Segment> segment(new Segment());
   segment->folder_ = &folder;
   segment->budget_ = budget;
@@ -126,17 +128,18 @@ absl::StatusOr<std::unique_ptr<Segment>> Segment::Create(
   segment->bytes_ = options.bytes;
   STOWAGE_ASSIGN_OR_RETURN(segment->guard_,
                            SigbusGuard::Create(data, options.bytes));
-  if (options.sparse) {
-    segment->fd_ = std::move(fd);
-    return segment;
-  }
-  if (options.huge_pages) FillWithHugePages(segment->data_, options.bytes);
+  const std::int64_t whole_bytes = options.bytes - options.hole_bytes;
+  std::byte* const whole = segment->data_ + options.hole_bytes;
+  if (options.huge_pages) FillWithHugePages(whole, whole_bytes);
   // What decides: every byte that is still missing, or a refusal.
-  STOWAGE_RETURN_IF_ERROR(
-      Allocate(folder, segment->file_name_, fd.get(), 0, options.bytes));
-  if (options.lock_memory) {
-    segment->locked_bytes_ = LockOrWarn(data, options.bytes, budget);
+  if (whole_bytes > 0) {
+    STOWAGE_RETURN_IF_ERROR(Allocate(folder, segment->file_name_, fd.get(),
+                                     options.hole_bytes, whole_bytes));
+    if (options.lock_memory) {
+      segment->locked_bytes_ = LockOrWarn(whole, whole_bytes, budget);
+    }
   }
+  if (options.hole_bytes > 0) segment->fd_ = std::move(fd);
   return segment;
 }
 

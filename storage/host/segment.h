@@ -32,14 +32,14 @@ class Segment {
     std::int64_t bytes = 0;   // a multiple of the page
     bool lock_memory = true;  // mlock where the limit allows
     bool huge_pages = true;   // MADV_COLLAPSE where the kernel does
-    // A file of holes: Populate() gives ranges their pages, Punch() takes them.
-    // Neither locked nor in huge pages; the reservation is for what the owner
-    // will have populated at once.
-    bool sparse = false;
+    // So many bytes at its front are a hole: Populate() gives ranges of it
+    // their pages, Punch() takes pages anywhere. A multiple of the huge page;
+    // what is populated there is neither locked nor in huge pages.
+    std::int64_t hole_bytes = 0;
   };
 
-  // `reservation` must hold exactly options.bytes, unless sparse. The bytes are
-  // zero.
+  // `reservation` must hold exactly options.bytes, or with a hole what the
+  // owner will have populated at once. The bytes are zero.
   // Errors: kResourceExhausted if the file system has not the space (with what
   //   it has and what to raise); errno's otherwise, naming the file.
   static absl::StatusOr<std::unique_ptr<Segment>> Create(
@@ -50,11 +50,11 @@ class Segment {
   Segment& operator=(const Segment&) = delete;
   ~Segment();
 
-  // Sparse: makes sure of the pages of a range; what was there stays, the rest
-  // is zero. Offset and length are multiples of the page.
+  // With a hole: makes sure of the pages of a range; what was there stays, the
+  // rest is zero. Offset and length are multiples of the page.
   // Errors: as Create().
   absl::Status Populate(std::int64_t offset_bytes, std::int64_t bytes);
-  // Sparse: gives the pages of a range back; it reads as zero afterwards.
+  // With a hole: gives the pages of a range back; it reads as zero afterwards.
   void Punch(std::int64_t offset_bytes, std::int64_t bytes);
 
   std::byte* data() const { return data_; }
@@ -73,7 +73,7 @@ class Segment {
   SigbusGuard guard_;
   std::string file_name_;
   bool linked_ = false;
-  UniqueFd fd_;  // sparse only
+  UniqueFd fd_;  // with a hole only
   std::byte* data_ = nullptr;
   std::int64_t bytes_ = 0;
   std::int64_t locked_bytes_ = 0;

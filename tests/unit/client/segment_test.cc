@@ -53,7 +53,7 @@ class Segment : public ::testing::Test {
     header.layout_fingerprint = kIdentity.layout_fingerprint;
     spoil(header);
     Write(header, 8192);
-    const auto mapped = MappedSegment::Map(path_, 8192, false, kIdentity);
+    const auto mapped = MappedSegment::Map(path_, {.bytes = 8192}, kIdentity);
     EXPECT_EQ(mapped.status().code(), absl::StatusCode::kFailedPrecondition);
     return std::string(mapped.status().message());
   }
@@ -62,7 +62,8 @@ class Segment : public ::testing::Test {
 };
 
 TEST_F(Segment, MapsWhatFits) {
-  auto mapped = MappedSegment::Map(path_, 8192, true, kIdentity);
+  auto mapped =
+      MappedSegment::Map(path_, {.bytes = 8192, .writable = true}, kIdentity);
   ASSERT_TRUE(mapped.ok()) << mapped.status();
   EXPECT_EQ(mapped->size_bytes(), 8192);
   mapped->data()[8191] = std::byte{1};
@@ -80,18 +81,29 @@ TEST_F(Segment, RefusesWhatDoesNot) {
   EXPECT_THAT(ErrorAfter([](SegmentHeader& h) { h.layout_fingerprint = 1; }),
               HasSubstr("another layout"));
   ErrorAfter([](SegmentHeader& h) { h.magic = 0; });
-  auto mapped = MappedSegment::Map(path_, 4096, false, kIdentity);
+  auto mapped = MappedSegment::Map(path_, {.bytes = 4096}, kIdentity);
   EXPECT_THAT(std::string(mapped.status().message()),
               HasSubstr("has 8192 bytes, the layout needs 4096"));
-  mapped = MappedSegment::Map(path_ + "-no", 8192, false, kIdentity);
+  mapped =
+      MappedSegment::Map(path_, {.bytes = 12288, .or_longer = true}, kIdentity);
+  EXPECT_THAT(std::string(mapped.status().message()),
+              HasSubstr("has 8192 bytes, the layout needs 12288"));
+  mapped = MappedSegment::Map(path_ + "-no", {.bytes = 8192}, kIdentity);
   EXPECT_THAT(std::string(mapped.status().message()),
               HasSubstr("STOWAGE_SHM_DIR"));
+}
+
+TEST_F(Segment, MayBeLongerWhereThatIsSaid) {
+  const auto mapped =
+      MappedSegment::Map(path_, {.bytes = 4096, .or_longer = true}, kIdentity);
+  ASSERT_TRUE(mapped.ok()) << mapped.status();
+  EXPECT_EQ(mapped->size_bytes(), 8192);
 }
 
 TEST_F(Segment, DoesNotFollowLinks) {
   const std::string link = path_ + "-link";
   ASSERT_EQ(::symlink(path_.c_str(), link.c_str()), 0);
-  EXPECT_FALSE(MappedSegment::Map(link, 8192, false, kIdentity).ok());
+  EXPECT_FALSE(MappedSegment::Map(link, {.bytes = 8192}, kIdentity).ok());
   ::unlink(link.c_str());
 }
 

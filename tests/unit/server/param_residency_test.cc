@@ -91,7 +91,7 @@ class ParamResidencyTest : public ::testing::Test {
     folder_ = *storage::SegmentFolder::Create(shm_.path(), "cafe");
     params_ = *ParamSegment::Create(layout_, 1, *folder_, false, &budget_,
                                     *budget_.Reserve(1 << 20, "test"),
-                                    /*sparse=*/true);
+                                    units_in_memory * kUnitBytes);
     store_ = std::make_unique<MemoryUnits>(layout_);
     residency_ = std::make_unique<ParamResidency>(
         layout_, *params_, *store_,
