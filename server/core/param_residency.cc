@@ -197,7 +197,7 @@ absl::Status ParamResidency::AwaitWritable(std::int32_t unit, bool load,
     if (state.where == Where::kOut) {
       if (load) {
         if (StartRead(unit, -1)) continue;
-      } else if (MakeRoom(state.bytes, -1)) {
+      } else if (MakeRoom(state.bytes, -1, /*patient=*/true)) {
         if (absl::Status s = params_.PlaceUnit(unit); !s.ok()) {
           Fail(s);
           break;
@@ -293,25 +293,45 @@ bool ParamResidency::Wanted(std::int32_t unit) const {
                      [&](const Request& r) { return r.unit == unit; });
 }
 
-// Evicts until `bytes` fit; only units whose next use is farther away than
-// `keep_within`. Returns: false if that is not enough (what went is gone).
-bool ParamResidency::MakeRoom(std::int64_t bytes, std::int64_t keep_within) {
-  while (resident_bytes_ + bytes > options_.limit_bytes) {
-    std::int32_t victim = -1;
-    std::int64_t farthest = keep_within;
-    for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
-      const Unit& unit = At(u);
-      if (unit.where != Where::kIn || unit.holds > 0 ||
-          unit.writers_waiting > 0 || unit.bytes == 0) {
-        continue;
-      }
-      if (Wanted(u)) continue;
-      if (const std::int64_t distance = Distance(unit); distance > farthest) {
-        victim = u;
-        farthest = distance;
-      }
+// What is in memory and used farthest away, beyond `keep_within`; or -1.
+std::int32_t ParamResidency::Victim(std::int64_t keep_within) const {
+  std::int32_t victim = -1;
+  std::int64_t farthest = keep_within;
+  for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+    const Unit& unit = units_[static_cast<std::size_t>(u)];
+    if (unit.where != Where::kIn || unit.holds > 0 ||
+        unit.writers_waiting > 0 || unit.bytes == 0) {
+      continue;
     }
-    if (victim < 0) return false;
+    if (Wanted(u)) continue;
+    if (const std::int64_t distance = Distance(unit); distance > farthest) {
+      victim = u;
+      farthest = distance;
+    }
+  }
+  return victim;
+}
+
+// True if a unit that will be evictable once it is written, and nobody holds,
+// is used later than `victim`.
+bool ParamResidency::BetterOneIsSaving(std::int32_t victim) const {
+  if (trace_.empty()) return false;
+  const std::int64_t distance =
+      Distance(units_[static_cast<std::size_t>(victim)]);
+  return std::any_of(units_.begin(), units_.end(), [&](const Unit& unit) {
+    return unit.where == Where::kSaving && unit.holds == 0 &&
+           Distance(unit) > distance;
+  });
+}
+
+// Evicts until `bytes` fit; only units whose next use is farther away than
+// `keep_within`. Returns: false if that is not enough (what went is gone), or,
+// `patient`, while something better to evict is being saved.
+bool ParamResidency::MakeRoom(std::int64_t bytes, std::int64_t keep_within,
+                              bool patient) {
+  while (resident_bytes_ + bytes > options_.limit_bytes) {
+    const std::int32_t victim = Victim(keep_within);
+    if (victim < 0 || (patient && BetterOneIsSaving(victim))) return false;
     params_.FreeUnit(victim);
     At(victim).where = Where::kOut;
     resident_bytes_ -= At(victim).bytes;
@@ -381,6 +401,8 @@ void ParamResidency::ReadAhead() {
       const bool next_step = at >= length && place.pass + 1 >= micro_steps_;
       if (next_step && unit.version <= place.step) return;    // not made yet
       if (!next_step && unit.version > place.step) continue;  // no use of it
+      // The update brings it; nothing that comes later is nearer.
+      if (!next_step && unit.version < place.step) break;
       if (unit.where == Where::kReading) {
         ++units;
         bytes += unit.bytes;

@@ -9,9 +9,11 @@
 //     trace of one pass, repeated for each micro step. Content that the coming
 //     update replaces has no next use.
 //   - What a rank asks for is read at once; what the trace says comes next is
-//     read ahead, as far as nothing that is needed sooner must go for it.
+//     read ahead, as far as nothing that is needed sooner must go for it, and
+//     never what an update is about to replace.
 //   - An update fills a unit's pages, hands it to the ranks that wait for it,
-//     and writes it to NVMe meanwhile.
+//     and writes it to NVMe meanwhile. For room it waits for such a write
+//     rather than evict what is needed sooner than that unit.
 //
 // One thread of its own takes in what the store has moved.
 //
@@ -141,7 +143,10 @@ class ParamResidency {
   bool Wanted(std::int32_t unit) const REQUIRES(mutex_);
   absl::Status AwaitWritable(std::int32_t unit, bool load, bool give_up)
       REQUIRES(mutex_);
-  bool MakeRoom(std::int64_t bytes, std::int64_t keep_within) REQUIRES(mutex_);
+  std::int32_t Victim(std::int64_t keep_within) const REQUIRES(mutex_);
+  bool BetterOneIsSaving(std::int32_t victim) const REQUIRES(mutex_);
+  bool MakeRoom(std::int64_t bytes, std::int64_t keep_within,
+                bool patient = false) REQUIRES(mutex_);
   bool StartRead(std::int32_t unit, std::int64_t keep_within) REQUIRES(mutex_);
   void Pump(std::vector<LeaseGrant>* grants) REQUIRES(mutex_);
   void ReadAhead() REQUIRES(mutex_);

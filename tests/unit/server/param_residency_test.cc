@@ -251,6 +251,42 @@ TEST_F(ParamResidencyTest, ReadsAheadAlongTheTrace) {
   }
 }
 
+// A rank that is in the next step already while the update goes on: what is
+// not made yet would be read in vain.
+TEST_F(ParamResidencyTest, DoesNotReadWhatTheUpdateReplaces) {
+  Make(3, 2);
+  residency_->BeginRun(1, 1, 1, 0);
+  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
+  for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) Use(0, u, 0);
+  ASSERT_TRUE(residency_->Settle().ok());
+  store_->TakeReads();
+  for (std::int32_t u = 0; u < kUnits; ++u) {
+    Write(u, 1);
+    Use(0, u, 1);
+    ASSERT_TRUE(residency_->Settle().ok());
+    EXPECT_THAT(store_->TakeReads(), IsEmpty()) << "unit " << u;
+  }
+}
+
+// Unit 0 is needed next; unit 1, which is on its way to the store, later.
+TEST_F(ParamResidencyTest, AWriterWaitsForWhatIsSavedRatherThanEvictTheNext) {
+  Make(2, 0);
+  residency_->BeginRun(1, 1, 1, 0);
+  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
+  for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) Use(0, u, 0);
+  Write(0, 1);
+  ASSERT_TRUE(residency_->Settle().ok());
+  store_->BeSlow(true);
+  Write(1, 1);
+  std::thread writer([&] { Write(2, 1); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  store_->TakeReads();
+  store_->BeSlow(false);
+  writer.join();
+  Use(0, 0, 1);
+  EXPECT_THAT(store_->TakeReads(), IsEmpty()) << "unit 0 had been evicted";
+}
+
 // offload_param.buffer_count and buffer_size: what may be on its way at once.
 TEST_F(ParamResidencyTest, ReadsAheadSoManyUnitsAndBytesAtMost) {
   struct Case {
