@@ -384,6 +384,13 @@ void ParamResidency::Pump(std::vector<LeaseGrant>* grants) {
   if (status_.ok()) ReadAhead();
 }
 
+// True if the update that makes `step` is done with all that ranks use.
+bool ParamResidency::AllMade(std::int64_t step) const {
+  return std::all_of(units_.begin(), units_.end(), [&](const Unit& unit) {
+    return unit.uses.empty() || unit.version >= step;
+  });
+}
+
 void ParamResidency::ReadAhead() {
   // Whoever waits to write gets the room that reads in flight hold.
   if (std::any_of(units_.begin(), units_.end(),
@@ -399,7 +406,8 @@ void ParamResidency::ReadAhead() {
       const std::int32_t u = trace_[static_cast<std::size_t>(at % length)];
       const Unit& unit = At(u);
       const bool next_step = at >= length && place.pass + 1 >= micro_steps_;
-      if (next_step && unit.version <= place.step) return;    // not made yet
+      // Until then the update takes the room, and what is read goes again.
+      if (next_step && !AllMade(place.step + 1)) return;
       if (!next_step && unit.version > place.step) continue;  // no use of it
       // The update brings it; nothing that comes later is nearer.
       if (!next_step && unit.version < place.step) break;

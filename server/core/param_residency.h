@@ -149,6 +149,7 @@ class ParamResidency {
                 bool patient = false) REQUIRES(mutex_);
   bool StartRead(std::int32_t unit, std::int64_t keep_within) REQUIRES(mutex_);
   void Pump(std::vector<LeaseGrant>* grants) REQUIRES(mutex_);
+  bool AllMade(std::int64_t step) const REQUIRES(mutex_);
   void ReadAhead() REQUIRES(mutex_);
   void Fail(const absl::Status& status) REQUIRES(mutex_);
   void ThreadMain();

@@ -268,6 +268,28 @@ TEST_F(ParamResidencyTest, DoesNotReadWhatTheUpdateReplaces) {
   }
 }
 
+// The next step's first units stay while the others are made; the one that has
+// to go for them is not read again and again.
+TEST_F(ParamResidencyTest, ReadsNothingWhileAnUpdateNeedsTheRoom) {
+  Make(3, 3);
+  residency_->BeginRun(1, 1, 1, 0);
+  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
+  for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) Use(0, u, 0);
+  ASSERT_TRUE(residency_->Settle().ok());
+  store_->TakeReads();
+  for (std::int32_t u = 0; u + 1 < kUnits; ++u) {
+    Write(u, 1);
+    ASSERT_TRUE(residency_->Settle().ok());
+    // The thread has looked for what could be read.
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  EXPECT_THAT(store_->TakeReads(), IsEmpty());
+  Write(kUnits - 1, 1);
+  ASSERT_TRUE(residency_->Settle().ok());
+  for (const std::int32_t u : {0, 1, 2}) Use(0, u, 1);
+  EXPECT_EQ(store_->TakeReads().front(), 2);
+}
+
 // Unit 0 is needed next; unit 1, which is on its way to the store, later.
 TEST_F(ParamResidencyTest, AWriterWaitsForWhatIsSavedRatherThanEvictTheNext) {
   Make(2, 0);
