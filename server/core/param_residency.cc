@@ -202,6 +202,7 @@ absl::Status ParamResidency::AwaitWritable(std::int32_t unit, bool load,
           Fail(s);
           break;
         }
+        params_.ClearPadding(unit);  // all else is written
         resident_bytes_ += state.bytes;
         resident_bytes_max_ = std::max(resident_bytes_max_, resident_bytes_);
         state.where = Where::kFilling;

@@ -1,11 +1,13 @@
 #include "server/core/param_segment.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <optional>
 #include <utility>
 
 #include "absl/memory/memory.h"
+#include "common/check.h"
 #include "common/job_spec.h"
 #include "common/status_macros.h"
 #include "server/core/futex.h"
@@ -123,6 +125,22 @@ void ParamSegment::FreeUnit(std::int32_t unit) {
        std::exchange(gone_[static_cast<std::size_t>(unit)], {})) {
     places_.Give(run);
   }
+}
+
+void ParamSegment::ClearPadding(std::int32_t unit) {
+  const Layout::Unit& shape = layout_.units()[static_cast<std::size_t>(unit)];
+  std::int64_t end = 0;
+  const auto clear_to = [&](std::int64_t begin_elems) {
+    STOWAGE_CHECK(begin_elems >= end);
+    std::memset(param(unit, end), 0,
+                static_cast<std::size_t>((begin_elems - end) *
+                                         DtypeBytes(layout_.param_dtype())));
+  };
+  for (const Layout::Param& param : shape.params) {
+    clear_to(param.begin_elems);
+    end = param.begin_elems + param.elems;
+  }
+  clear_to(shape.elems);
 }
 
 void ParamSegment::SetEpoch(std::uint64_t epoch) {

@@ -60,6 +60,8 @@ class ParamSegment {
   // storage::Segment::Populate(); the unit has none then.
   absl::Status PlaceUnit(std::int32_t unit);
   void FreeUnit(std::int32_t unit);
+  // What lies between and behind a unit's parameters becomes zero.
+  void ClearPadding(std::int32_t unit);
 
   void SetEpoch(std::uint64_t epoch);
 

@@ -6,7 +6,6 @@
 // come back; another job on the same disk is never touched by it.
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -330,20 +329,6 @@ TEST_F(NvmeJobTest, GoesOnAfterTheServerAsIfItHadNeverStopped) {
   }
 }
 
-// Bytes of a folder's parameter segments that memory holds.
-std::int64_t ParamsInMemory(const std::string& shm_dir) {
-  std::int64_t bytes = 0;
-  for (const auto& entry : fs::directory_iterator(shm_dir)) {
-    struct stat info {};
-    if (entry.path().filename().string().find("param") == std::string::npos ||
-        ::stat(entry.path().c_str(), &info) != 0) {
-      continue;
-    }
-    bytes += std::int64_t{info.st_blocks} * 512;
-  }
-  return bytes;
-}
-
 // The trace is kept with the job: after a restart the first units of a step are
 // read before any rank asks for them.
 TEST_F(NvmeJobTest, AfterARestartTheFirstUnitsAreReadAtOnce) {
@@ -368,25 +353,19 @@ TEST_F(NvmeJobTest, AfterARestartTheFirstUnitsAreReadAtOnce) {
       started->Close(false);
     }
     auto registry = MakeNvmeRegistry();
-    const std::int64_t idle = ParamsInMemory(folder_.path());
     auto resumed = StartRun(*registry, job, MakeRun(1, 1, 'x'));
     ASSERT_NE(resumed, nullptr);
     // Nobody leases anything. The last unit is the first of the order.
-    const std::int64_t first = resumed->rank(0)
-                                   .layout()
-                                   .units()[static_cast<std::size_t>(units - 1)]
-                                   .elems *
-                               2;
-    std::int64_t read = 0;
-    for (int i = 0; i < 200 && read < first; ++i) {
+    const testing::FakeRank& rank = resumed->rank(0);
+    const auto in_memory = [&](std::int32_t unit) {
+      return rank.words(unit).page.load() * kSegmentPageBytes >=
+             LeasedParamOffsetBytes(rank.layout());
+    };
+    for (int i = 0; i < 200 && !in_memory(units - 1); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(told ? 10 : 1));
-      read = ParamsInMemory(folder_.path()) - idle - 2 * 4096;
     }
-    if (told) {
-      EXPECT_GE(read, first);
-    } else {
-      EXPECT_LT(read, first) << "nothing is known to be read";
-    }
+    EXPECT_EQ(in_memory(units - 1), told);
+    EXPECT_FALSE(in_memory(0)) << "the last of the order, or nothing is known";
     resumed->Close(false);
     ASSERT_OK(registry->Drop("gpt"));
   }

@@ -130,6 +130,43 @@ TEST_F(LeasedParams, AUnitWithoutAFreePlaceHasItsOwn) {
   Check();
 }
 
+TEST_F(LeasedParams, PaddingIsZeroWhateverWasThereBefore) {
+  LayoutSpec spec;
+  spec.groups = {{.name = "g"}, {.name = "frozen", .frozen = true}};
+  spec.units.push_back(
+      {.name = "full", .params = {{.name = "w", .shape = {2048}}}});
+  spec.units.push_back(
+      {.name = "ragged",
+       .params = {{.name = "a", .shape = {5}},
+                  {.name = "f", .shape = {3}, .group_index = 1},
+                  {.name = "b", .shape = {67}}}});
+  layout_ = *Layout::Create(spec);
+  folder_ = *storage::SegmentFolder::Create(shm_.path(), "cafe");
+  params_ = *ParamSegment::Create(
+      layout_, 1, *folder_, false, &budget_,
+      *budget_.Reserve(ParamDataOffsetBytes(layout_) + 2 * kPage, "test"),
+      2 * kPage);
+  pages_ = 2;
+  placed_.assign(2, false);
+  Place(0);
+  Free(0);
+  ASSERT_TRUE(params_->PlaceUnit(1).ok());
+  params_->ClearPadding(1);
+  const auto& ragged = layout_.units()[1];
+  std::vector<bool> of_a_param(static_cast<std::size_t>(ragged.elems));
+  for (const Layout::Param& param : ragged.params) {
+    for (std::int64_t i = 0; i < param.elems; ++i) {
+      of_a_param[static_cast<std::size_t>(param.begin_elems + i)] = true;
+    }
+  }
+  for (std::int64_t i = 0; i < ragged.elems; ++i) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, params_->param(1, i), sizeof(bits));
+    ASSERT_EQ(bits, of_a_param[static_cast<std::size_t>(i)] ? 0x01010101U : 0U)
+        << "element " << i;
+  }
+}
+
 TEST_F(LeasedParams, AnyOrderOfAnySizes) {
   const unsigned seed = std::random_device{}();
   SCOPED_TRACE(absl::StrCat("seed ", seed));
