@@ -89,6 +89,8 @@ class Session {
 
   // The unit's flat buffer (units()[u].elems of param_dtype), read-only memory:
   // writing it is a segmentation fault. Valid content after WaitVersion().
+  // Where parameters are leased: after Lease(), and at another place after the
+  // next.
   virtual std::span<const std::byte> unit_params(std::int32_t unit) const = 0;
 
   // Where the gradient of micro step `micro` of the unit goes:
@@ -128,7 +130,7 @@ class Session {
   // Unlease(). A unit may be leased again while it is, for a later step. At
   // most info().leased_elems_max elements, or one use, may be leased at a time.
   virtual absl::Status Lease(std::int32_t unit, std::int64_t step) = 0;
-  // Does not wait. Views of the unit then read as zero or something else.
+  // Does not wait. Views of the unit then show another unit, or anything.
   virtual absl::Status Unlease(std::int32_t unit) = 0;
 
   // Blocks until the unit's parameters are those after `step` committed steps.

@@ -68,12 +68,14 @@ class SessionImpl final : public Session {
   std::span<const std::byte> unit_params(std::int32_t unit) const override {
     const std::int64_t bytes =
         UnitAt(unit).elems * DtypeBytes(layout_.param_dtype());
-    std::int64_t offset = UnitParamOffsetBytes(layout_, unit);
-    if (remote_ == nullptr) {
-      offset =
-          Words(unit).page.load(std::memory_order_acquire) * kSegmentPageBytes;
-      STOWAGE_CHECK(offset + bytes <= params_.size_bytes());
+    if (remote_ != nullptr) {
+      return {param_bytes_ + UnitParamOffsetBytes(layout_, unit),
+              static_cast<std::size_t>(bytes)};
     }
+    const std::int64_t offset =
+        UnitParamOffsetBytes(layout_, unit, Words(unit));
+    STOWAGE_CHECK(offset >= ParamDataOffsetBytes(layout_) &&
+                  offset + bytes <= params_.size_bytes());
     return {param_bytes_ + offset, static_cast<std::size_t>(bytes)};
   }
 

@@ -3,10 +3,10 @@
 // Parameter segment (one per job; the server writes, ranks map it read-only):
 //   [SegmentHeader, one page][UnitWords per unit, padded to a page][parameters:
 //   layout.total_elems() of the layout's type, unit after unit]
-// Where ranks lease parameters that come and go, their places in that order are
-// holes, and behind it, from the next huge page, lies what is in memory:
+// Where ranks lease parameters that come and go, places in that order are holes
+// but for few, and behind it, from the next huge page, lies what is in memory:
 //   [as much as may be in memory at once]
-// UnitWords::page says where a unit is; ask for it under a lease.
+// UnitWords::page says where a unit is, from a lease to its end.
 // Gradient segment (one per rank; the rank writes, the server reads):
 //   [SegmentHeader, one page][slot 0][slot 1]...; a slot holds
 //   layout.state_elems() elements of the layout's type. Or, where
@@ -56,7 +56,8 @@ struct alignas(64) UnitWords {
   // Low 32 bits of the number of micro steps landed since the job began
   // (committed steps x micro steps + landed ones of this step).
   std::atomic<std::uint32_t> landed{0};
-  // The page of the segment that the unit's parameters begin at.
+  // The page of the segment that the unit's parameters begin at; 0: they are at
+  // their place in the layout's order.
   std::atomic<std::uint32_t> page{0};
 };
 static_assert(sizeof(UnitWords) == 64);
@@ -85,6 +86,13 @@ inline std::int64_t ParamSegmentBytes(const Layout& layout) {
   return RoundUp(ParamDataOffsetBytes(layout) +
                      layout.total_elems() * DtypeBytes(layout.param_dtype()),
                  kSegmentPageBytes);
+}
+inline std::int64_t UnitParamOffsetBytes(const Layout& layout,
+                                         std::int32_t unit_index,
+                                         const UnitWords& words) {
+  const std::int64_t page = words.page.load(std::memory_order_acquire);
+  return page == 0 ? UnitParamOffsetBytes(layout, unit_index)
+                   : page * kSegmentPageBytes;
 }
 // Where what is in memory of leased parameters begins.
 inline std::int64_t LeasedParamOffsetBytes(const Layout& layout) {

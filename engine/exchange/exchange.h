@@ -70,8 +70,9 @@ class Exchange {
 
   // Where the job stood when this rank came to it.
   virtual const AttachInfo& info() const = 0;
-  // True: a fetched unit is memory that stays where it is and is brought up to
-  // date in place; parameters may go on pointing there after a Release().
+  // True: a fetched unit is memory that is brought up to date in place. Unless
+  // info().params_leased it also stays where it is: parameters may go on
+  // pointing there after a Release().
   virtual bool in_place() const = 0;
   // True: Fetch() needs every rank to fetch the same.
   virtual bool collective() const = 0;

@@ -2,10 +2,10 @@
 // are handed out from (param_segment.h).
 //
 // Best fit, and what is given back joins its neighbours. The largest units lie
-// at the front of what is free and all others at its end: units of one size, as
-// a transformer's blocks are, then never tear the region apart, and small ones
-// beside them spoil one place at a time. For other mixes the caller has
-// somewhere else to go.
+// at the front of what is free and all others at its end: in a region of
+// several times their size the blocks of a transformer then always find a place
+// beside a few small units. Other mixes can tear the region apart, and the
+// caller has somewhere else to go.
 //
 // Source: Knuth, "The Art of Computer Programming", volume 1, section 2.5.
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/bytes.h"
 #include "common/check.h"
+#include "server/core/memory_plan.h"
 
 namespace stowage::core {
 namespace {
@@ -29,6 +30,7 @@ ParamResidency::ParamResidency(const Layout& layout, ParamSegment& params,
     units_.resize(static_cast<std::size_t>(layout.unit_count()));
     for (std::int32_t u = 0; u < layout.unit_count(); ++u) {
       At(u).bytes = params.unit_bytes(u);
+      At(u).has_frozen = HasFrozen(layout.units()[static_cast<std::size_t>(u)]);
     }
   }
   thread_ = std::thread([this] { ThreadMain(); });
@@ -45,18 +47,25 @@ ParamResidency::~ParamResidency() {
 
 void ParamResidency::Reset(std::int64_t step) {
   MutexLock lock(mutex_);
-  while (!in_flight_.empty() || awaiting_) changed_.WaitFor(mutex_, kLook);
+  while (!in_flight_.empty() || awaiting_ || Held()) {
+    changed_.WaitFor(mutex_, kLook);
+  }
   Forget();
   status_ = absl::OkStatus();
   tell_failure_ = false;
   for (Unit& unit : units_) unit.version = step;
 }
 
+bool ParamResidency::Held() const {
+  return std::any_of(units_.begin(), units_.end(),
+                     [](const Unit& unit) { return unit.holds > 0; });
+}
+
 void ParamResidency::Forget() {
   requests_.clear();
   for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
     Unit& unit = At(u);
-    unit.holds = 0;
+    unit.leases = 0;
     unit.held_by.assign(unit.held_by.size(), false);
     if (unit.where == Where::kOut) continue;
     params_.FreeUnit(u);
@@ -73,7 +82,7 @@ void ParamResidency::BeginRun(std::uint64_t epoch, std::int32_t ranks,
   places_.assign(static_cast<std::size_t>(ranks), Place{.step = step});
   requests_.clear();
   for (Unit& unit : units_) {
-    unit.holds = 0;
+    unit.leases = 0;
     unit.held_by.assign(static_cast<std::size_t>(ranks), false);
   }
   // The first step after a restart finds its first units here.
@@ -96,7 +105,7 @@ void ParamResidency::DropRank(std::int32_t rank) {
   for (Unit& unit : units_) {
     std::vector<bool>::reference held =
         unit.held_by[static_cast<std::size_t>(rank)];
-    if (held) --unit.holds;
+    if (held) --unit.leases;
     held = false;
   }
   requests_.erase(
@@ -151,7 +160,7 @@ void ParamResidency::Unlease(std::int32_t rank, std::int32_t unit) {
       At(unit).held_by[static_cast<std::size_t>(rank)];
   if (!held) return;
   held = false;
-  --At(unit).holds;
+  --At(unit).leases;
   // Others may have waited for the room: the thread looks again.
   work_.NotifyOne();
   changed_.NotifyAll();
@@ -164,7 +173,10 @@ absl::Status ParamResidency::Hold(std::int32_t unit) {
     if (At(unit).where == Where::kOut) StartRead(unit, -1);
     if (!InMemory(At(unit))) changed_.WaitFor(mutex_, kLook);
   }
-  if (!status_.ok()) --At(unit).holds;
+  if (!status_.ok()) {
+    --At(unit).holds;
+    changed_.NotifyAll();
+  }
   return status_;
 }
 
@@ -294,18 +306,21 @@ bool ParamResidency::Wanted(std::int32_t unit) const {
                      [&](const Request& r) { return r.unit == unit; });
 }
 
+// True if a unit that is `where` may go, now or as soon as it is saved.
+bool ParamResidency::Evictable(std::int32_t unit, Where where) const {
+  const Unit& state = units_[static_cast<std::size_t>(unit)];
+  return state.where == where && state.leases == 0 && state.holds == 0 &&
+         state.writers_waiting == 0 && state.bytes > 0 && !Wanted(unit);
+}
+
 // What is in memory and used farthest away, beyond `keep_within`; or -1.
 std::int32_t ParamResidency::Victim(std::int64_t keep_within) const {
   std::int32_t victim = -1;
   std::int64_t farthest = keep_within;
   for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
-    const Unit& unit = units_[static_cast<std::size_t>(u)];
-    if (unit.where != Where::kIn || unit.holds > 0 ||
-        unit.writers_waiting > 0 || unit.bytes == 0) {
-      continue;
-    }
-    if (Wanted(u)) continue;
-    if (const std::int64_t distance = Distance(unit); distance > farthest) {
+    if (!Evictable(u, Where::kIn)) continue;
+    const std::int64_t distance = Distance(units_[static_cast<std::size_t>(u)]);
+    if (distance > farthest) {
       victim = u;
       farthest = distance;
     }
@@ -313,16 +328,17 @@ std::int32_t ParamResidency::Victim(std::int64_t keep_within) const {
   return victim;
 }
 
-// True if a unit that will be evictable once it is written, and nobody holds,
-// is used later than `victim`.
+// True if something that is used later than `victim` is about to be saved.
 bool ParamResidency::BetterOneIsSaving(std::int32_t victim) const {
   if (trace_.empty()) return false;
-  const std::int64_t distance =
-      Distance(units_[static_cast<std::size_t>(victim)]);
-  return std::any_of(units_.begin(), units_.end(), [&](const Unit& unit) {
-    return unit.where == Where::kSaving && unit.holds == 0 &&
-           Distance(unit) > distance;
-  });
+  const auto distance = [this](std::int32_t u) REQUIRES(mutex_) {
+    return Distance(units_[static_cast<std::size_t>(u)]);
+  };
+  const std::int64_t of_victim = distance(victim);
+  for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
+    if (Evictable(u, Where::kSaving) && distance(u) > of_victim) return true;
+  }
+  return false;
 }
 
 // Evicts until `bytes` fit; only units whose next use is farther away than
@@ -371,7 +387,7 @@ void ParamResidency::Pump(std::vector<LeaseGrant>* grants) {
     }
     std::vector<bool>::reference held =
         unit.held_by[static_cast<std::size_t>(at->rank)];
-    if (!held) ++unit.holds;
+    if (!held) ++unit.leases;
     held = true;
     grants->push_back({epoch_, at->rank, at->unit, at->step});
     at = requests_.erase(at);
@@ -400,6 +416,8 @@ void ParamResidency::ReadAhead() {
   }
   const auto length = static_cast<std::int64_t>(trace_.size());
   for (const Place& place : places_) {
+    // Until then the update takes the room, and what is read goes again.
+    const bool next_made = AllMade(place.step + 1);
     std::int32_t units = 0;
     std::int64_t bytes = 0;
     for (std::int64_t i = 0; i < length && units < options_.ahead_units; ++i) {
@@ -407,18 +425,18 @@ void ParamResidency::ReadAhead() {
       const std::int32_t u = trace_[static_cast<std::size_t>(at % length)];
       const Unit& unit = At(u);
       const bool next_step = at >= length && place.pass + 1 >= micro_steps_;
-      // Until then the update takes the room, and what is read goes again.
-      if (next_step && !AllMade(place.step + 1)) return;
+      if (next_step && !next_made) break;
       if (!next_step && unit.version > place.step) continue;  // no use of it
-      // The update brings it; nothing that comes later is nearer.
-      if (!next_step && unit.version < place.step) break;
-      if (unit.where == Where::kReading) {
+      // The update brings it, and needs no more of the old one than what is
+      // frozen.
+      const bool coming = !next_step && unit.version < place.step;
+      const bool to_read =
+          unit.where == Where::kOut && (!coming || unit.has_frozen);
+      if (coming || to_read || unit.where == Where::kReading) {
         ++units;
         bytes += unit.bytes;
       }
-      if (unit.where != Where::kOut) continue;
-      ++units;
-      bytes += unit.bytes;
+      if (!to_read) continue;
       if (bytes > options_.ahead_bytes && units > 1) break;
       if (!StartRead(u, i)) break;
     }

@@ -10,7 +10,7 @@
 //     update replaces has no next use.
 //   - What a rank asks for is read at once; what the trace says comes next is
 //     read ahead, as far as nothing that is needed sooner must go for it, and
-//     never what an update is about to replace.
+//     never what an update is about to replace as a whole.
 //   - An update fills a unit's pages, hands it to the ranks that wait for it,
 //     and writes it to NVMe meanwhile. For room it waits for such a write
 //     rather than evict what is needed sooner than that unit.
@@ -71,10 +71,10 @@ class ParamResidency {
 
   // Everything in memory is forgotten, and an error with it; what the store has
   // is of `step`. Requires: no write between Begin and End by another thread.
-  // Blocks: for I/O in flight.
+  // Blocks: for I/O in flight and for the server's own leases.
   void Reset(std::int64_t step);
 
-  // Leases and requests of earlier runs are gone.
+  // Leases and requests of earlier runs are gone; the server's own leases stay.
   void BeginRun(std::uint64_t epoch, std::int32_t ranks,
                 std::int32_t micro_steps, std::int64_t step);
   void SetTrace(const std::vector<std::int32_t>& uses);
@@ -112,7 +112,9 @@ class ParamResidency {
     Where where = Where::kOut;
     std::int64_t bytes = 0;
     std::int64_t version = 0;          // of what memory or else the store has
-    std::int32_t holds = 0;            // by ranks and by the server
+    std::int32_t leases = 0;           // by ranks
+    std::int32_t holds = 0;            // by the server
+    bool has_frozen = false;           // an update reads it first
     std::int32_t writers_waiting = 0;  // in BeginWrite()
     std::vector<bool> held_by;         // by rank
     std::vector<std::int64_t> uses;    // positions in the trace, ascending
@@ -143,6 +145,8 @@ class ParamResidency {
   bool Wanted(std::int32_t unit) const REQUIRES(mutex_);
   absl::Status AwaitWritable(std::int32_t unit, bool load, bool give_up)
       REQUIRES(mutex_);
+  bool Held() const REQUIRES(mutex_);
+  bool Evictable(std::int32_t unit, Where where) const REQUIRES(mutex_);
   std::int32_t Victim(std::int64_t keep_within) const REQUIRES(mutex_);
   bool BetterOneIsSaving(std::int32_t victim) const REQUIRES(mutex_);
   bool MakeRoom(std::int64_t bytes, std::int64_t keep_within,

@@ -1,12 +1,14 @@
 #include "server/core/param_segment.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <new>
 #include <optional>
 #include <utility>
 
 #include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "common/job_spec.h"
 #include "common/status_macros.h"
@@ -27,6 +29,12 @@ absl::StatusOr<std::unique_ptr<ParamSegment>> ParamSegment::Create(
     places_bytes = *leased_bytes / kSegmentPageBytes * kSegmentPageBytes;
     options.hole_bytes = LeasedParamOffsetBytes(layout);
     options.bytes = options.hole_bytes + places_bytes;
+    if (options.bytes / kSegmentPageBytes > UINT32_MAX) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "parameter segment: ", options.bytes,
+          " bytes of leased parameters and their places, at most 16 TiB; "
+          "divide the model over more nodes"));
+    }
   }
   STOWAGE_ASSIGN_OR_RETURN(std::unique_ptr<storage::Segment> segment,
                            storage::Segment::Create(folder, options, budget,
@@ -56,7 +64,7 @@ ParamSegment::ParamSegment(const Layout& layout,
       places_(leased_bytes),
       gone_(static_cast<std::size_t>(layout.unit_count())) {
   for (std::int32_t u = 0; u < layout.unit_count(); ++u) {
-    MoveTo(u, UnitParamOffsetBytes(layout, u));
+    MoveTo(u, OwnPlace(u));
     unit_bytes_max_ = std::max(unit_bytes_max_, unit_bytes(u));
   }
 }
@@ -67,11 +75,16 @@ UnitWords& ParamSegment::words(std::int32_t unit) const {
       unit * static_cast<std::int64_t>(sizeof(UnitWords)));
 }
 
+std::int64_t ParamSegment::OwnPlace(std::int32_t unit) const {
+  return UnitParamOffsetBytes(layout_, unit);
+}
+
 void ParamSegment::MoveTo(std::int32_t unit, std::int64_t offset_bytes) {
   offsets_[static_cast<std::size_t>(unit)] = offset_bytes;
-  words(unit).page.store(
-      static_cast<std::uint32_t>(offset_bytes / kSegmentPageBytes),
-      std::memory_order_release);
+  const std::int64_t page =
+      offset_bytes == OwnPlace(unit) ? 0 : offset_bytes / kSegmentPageBytes;
+  words(unit).page.store(static_cast<std::uint32_t>(page),
+                         std::memory_order_release);
 }
 
 std::byte* ParamSegment::param(std::int32_t unit,
@@ -89,7 +102,7 @@ absl::Status ParamSegment::PlaceUnit(std::int32_t unit) {
   const std::int64_t bytes = unit_bytes(unit);
   if (bytes == 0) return absl::OkStatus();
   const std::int64_t places = LeasedParamOffsetBytes(layout_);
-  std::int64_t offset = UnitParamOffsetBytes(layout_, unit);
+  std::int64_t offset = OwnPlace(unit);
   const auto end = bytes == unit_bytes_max_ ? PagePlaces::End::kFront
                                             : PagePlaces::End::kBack;
   if (const std::optional<std::int64_t> place = places_.Take(bytes, end)) {
@@ -113,7 +126,7 @@ void ParamSegment::FreeUnit(std::int32_t unit) {
   const std::int64_t bytes = unit_bytes(unit);
   if (bytes == 0) return;
   const std::int64_t places = LeasedParamOffsetBytes(layout_);
-  const std::int64_t own = UnitParamOffsetBytes(layout_, unit);
+  const std::int64_t own = OwnPlace(unit);
   const std::int64_t offset = offsets_[static_cast<std::size_t>(unit)];
   if (offset != own) {
     places_.Give({offset - places, bytes});

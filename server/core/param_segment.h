@@ -5,7 +5,8 @@
 // map, unmap, free; 2-core EPYC, 2026-11-26), four times a step; these are
 // there from the start and in huge pages where the kernel gives them. A unit
 // for which the free ones are not in one piece gets pages at its own place in
-// the layout's order, and as many of the free ones go.
+// the layout's order, and as many of the free ones go (of a huge page that is
+// in use beside them the kernel may keep that part until it is used again).
 //
 // Source: common/segment_format.h; fallocate(2), FALLOC_FL_PUNCH_HOLE.
 
@@ -77,6 +78,7 @@ class ParamSegment {
   ParamSegment(const Layout& layout, std::unique_ptr<storage::Segment> segment,
                std::int64_t leased_bytes);
   UnitWords& words(std::int32_t unit) const;
+  std::int64_t OwnPlace(std::int32_t unit) const;
   void MoveTo(std::int32_t unit, std::int64_t offset_bytes);
 
   const Layout& layout_;

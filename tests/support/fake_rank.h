@@ -137,7 +137,7 @@ class FakeRank final : public core::SessionObserver {
         unit * static_cast<std::int64_t>(sizeof(UnitWords)));
   }
   const std::byte* params(std::int32_t unit) const {
-    return params_->data() + words(unit).page.load() * kSegmentPageBytes;
+    return params_->data() + UnitParamOffsetBytes(layout(), unit, words(unit));
   }
   std::byte* slot(std::int32_t micro, std::int32_t unit) const {
     if (info().gradient_regions > 0) {

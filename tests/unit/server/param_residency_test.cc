@@ -2,8 +2,10 @@
 
 #include "server/core/param_residency.h"
 
+#include <atomic>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -78,14 +80,20 @@ constexpr std::int64_t kUnitBytes = 2048 * 4;
 
 class ParamResidencyTest : public ::testing::Test {
  protected:
+  // `frozen`: half of each of these units is.
   void Make(std::int64_t units_in_memory, std::int32_t ahead,
-            std::int64_t ahead_bytes = 1 << 20) {
+            std::int64_t ahead_bytes = 1 << 20,
+            const std::set<std::int32_t>& frozen = {}) {
     LayoutSpec spec;
-    spec.groups = {{.name = "g"}};
+    spec.groups = {{.name = "g"}, {.name = "frozen", .frozen = true}};
     for (std::int32_t u = 0; u < kUnits; ++u) {
       const std::string name = absl::StrCat("u", u);
+      const std::int32_t group = frozen.count(u) > 0 ? 1 : 0;
       spec.units.push_back(
-          {.name = name, .params = {{.name = name + ".w", .shape = {2048}}}});
+          {.name = name,
+           .params = {
+               {.name = name + ".w", .shape = {1024}},
+               {.name = name + ".f", .shape = {1024}, .group_index = group}}});
     }
     layout_ = *Layout::Create(spec);
     folder_ = *storage::SegmentFolder::Create(shm_.path(), "cafe");
@@ -266,6 +274,59 @@ TEST_F(ParamResidencyTest, DoesNotReadWhatTheUpdateReplaces) {
     ASSERT_TRUE(residency_->Settle().ok());
     EXPECT_THAT(store_->TakeReads(), IsEmpty()) << "unit " << u;
   }
+}
+
+// Half of unit 2 is frozen: its update reads it, so that may begin early. What
+// comes behind what is not made yet is not looked for beyond ahead_units.
+TEST_F(ParamResidencyTest, ReadsEarlyWhatAnUpdateKeepsAPartOf) {
+  Make(4, 2, 1 << 20, {2});
+  residency_->BeginRun(1, 1, 1, 0);
+  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
+  for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) Use(0, u, 0);
+  ASSERT_TRUE(residency_->Settle().ok());
+  residency_->Reset(0);
+  store_->TakeReads();
+  Write(0, 1);
+  Use(0, 0, 1);
+  ASSERT_TRUE(residency_->Settle().ok());
+  EXPECT_THAT(store_->TakeReads(), ElementsAre(2));
+}
+
+// A save that reads a unit while the trainer is killed and comes back.
+TEST_F(ParamResidencyTest, TheServersOwnLeaseOutlivesARun) {
+  Make(2, 0);
+  residency_->BeginRun(1, 2, 1, 0);
+  ASSERT_TRUE(residency_->Hold(0).ok());
+  residency_->BeginRun(2, 2, 1, 0);
+  Lease(0, 1, 0);
+  ASSERT_TRUE(Granted(0, 1, 0));
+  Lease(1, 2, 0);
+  EXPECT_FALSE(Granted(1, 2, 0, 50)) << "a unit that the server reads went";
+  EXPECT_EQ(Value(0), 0);
+  residency_->LetGo(0);
+  ASSERT_TRUE(Granted(1, 2, 0));
+  // And it took nobody else's lease with it.
+  Lease(0, 0, 0);
+  EXPECT_FALSE(Granted(0, 0, 0, 50));
+  residency_->Unlease(1, 2);
+  ASSERT_TRUE(Granted(0, 0, 0));
+  EXPECT_EQ(Value(1), 100);
+}
+
+TEST_F(ParamResidencyTest, ForgettingWaitsForTheServersOwnLease) {
+  Make(2, 0);
+  residency_->BeginRun(1, 1, 1, 0);
+  ASSERT_TRUE(residency_->Hold(3).ok());
+  std::atomic<bool> forgotten{false};
+  std::thread reset([&] {
+    residency_->Reset(0);
+    forgotten = true;
+  });
+  std::this_thread::sleep_for(std::chrono::milliseconds(30));
+  EXPECT_FALSE(forgotten.load());
+  EXPECT_EQ(Value(3), 300);
+  residency_->LetGo(3);
+  reset.join();
 }
 
 // The next step's first units stay while the others are made; the one that has

@@ -58,8 +58,7 @@ class LeasedParams : public ::testing::Test {
     placed_[static_cast<std::size_t>(unit)] = false;
   }
   bool AtItsOwnPlace(std::int32_t unit) const {
-    return params_->unit_words(unit).page.load() * kPage ==
-           UnitParamOffsetBytes(layout_, unit);
+    return params_->unit_words(unit).page.load() == 0;
   }
   // Nobody wrote into another's pages, and the file has no page too many.
   void Check() {
@@ -68,7 +67,8 @@ class LeasedParams : public ::testing::Test {
       const std::byte* const at = params_->param(u, 0);
       ASSERT_EQ(
           at - reinterpret_cast<const std::byte*>(&params_->unit_words(0)),
-          params_->unit_words(u).page.load() * kPage - ParamWordsOffsetBytes());
+          UnitParamOffsetBytes(layout_, u, params_->unit_words(u)) -
+              ParamWordsOffsetBytes());
       for (std::int64_t i = 0; i < params_->unit_bytes(u); i += 512) {
         ASSERT_EQ(at[i], std::byte(u + 1)) << "unit " << u << " byte " << i;
       }
