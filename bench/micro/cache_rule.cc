@@ -156,10 +156,10 @@ class Rank {
         units_(*(*store).params()),
         folder_(*storage::SegmentFolder::Create(ShmDir(), "benc")),
         params_(*core::ParamSegment::Create(
-            layout, 1, *folder_, false, &budget_,
+            layout, *folder_, {.job_id = 1, .leased_bytes = limit_bytes},
+            &budget_,
             *budget_.Reserve(ParamDataOffsetBytes(layout) + limit_bytes,
-                             "bench"),
-            limit_bytes)),
+                             "bench"))),
         residency_(layout, *params_, units_,
                    {.limit_bytes = limit_bytes,
                     .ahead_units = 4,

@@ -144,10 +144,13 @@ absl::Status Job::AllocateJob(const RunSpec& run,
   STOWAGE_ASSIGN_OR_RETURN(
       std::unique_ptr<ParamSegment> params,
       ParamSegment::Create(
-          layout_, id_, *services_->folder, LocksMemory(), services_->budget,
-          reservation.Split(plan.need.param_bytes),
-          plan.params_leased ? std::optional(plan.param_limit_bytes)
-                             : std::nullopt));
+          layout_, *services_->folder,
+          {.job_id = id_,
+           .lock_memory = LocksMemory(),
+           .leased_bytes = plan.params_leased
+                               ? std::optional(plan.param_limit_bytes)
+                               : std::nullopt},
+          services_->budget, reservation.Split(plan.need.param_bytes)));
   std::vector<std::int32_t> first;
   {
     MutexLock lock(mutex_);

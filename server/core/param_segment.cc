@@ -17,35 +17,36 @@
 namespace stowage::core {
 
 absl::StatusOr<std::unique_ptr<ParamSegment>> ParamSegment::Create(
-    const Layout& layout, std::uint64_t job_id,
-    const storage::SegmentFolder& folder, bool lock_memory,
-    storage::MemoryBudget* budget, storage::MemoryReservation reservation,
-    std::optional<std::int64_t> leased_bytes) {
-  storage::Segment::Options options{.kind = "param",
-                                    .bytes = ParamSegmentBytes(layout),
-                                    .lock_memory = lock_memory};
+    const Layout& layout, const storage::SegmentFolder& folder,
+    const Options& options, storage::MemoryBudget* budget,
+    storage::MemoryReservation reservation) {
+  const bool leased = options.leased_bytes.has_value();
+  storage::Segment::Options file{.kind = "param",
+                                 .bytes = ParamSegmentBytes(layout),
+                                 .lock_memory = options.lock_memory};
   std::int64_t places_bytes = 0;
-  if (leased_bytes.has_value()) {
-    places_bytes = *leased_bytes / kSegmentPageBytes * kSegmentPageBytes;
-    options.hole_bytes = LeasedParamOffsetBytes(layout);
-    options.bytes = options.hole_bytes + places_bytes;
-    if (options.bytes / kSegmentPageBytes > UINT32_MAX) {
+  if (leased) {
+    places_bytes =
+        *options.leased_bytes / kSegmentPageBytes * kSegmentPageBytes;
+    file.hole_bytes = LeasedParamOffsetBytes(layout);
+    file.bytes = file.hole_bytes + places_bytes;
+    if (file.bytes / kSegmentPageBytes > UINT32_MAX) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "parameter segment: ", options.bytes,
+          "parameter segment: ", file.bytes,
           " bytes of leased parameters and their places, at most 16 TiB; "
           "divide the model over more nodes"));
     }
   }
-  STOWAGE_ASSIGN_OR_RETURN(std::unique_ptr<storage::Segment> segment,
-                           storage::Segment::Create(folder, options, budget,
-                                                    std::move(reservation)));
-  if (leased_bytes.has_value()) {
+  STOWAGE_ASSIGN_OR_RETURN(
+      std::unique_ptr<storage::Segment> segment,
+      storage::Segment::Create(folder, file, budget, std::move(reservation)));
+  if (leased) {
     STOWAGE_RETURN_IF_ERROR(segment->Populate(0, ParamDataOffsetBytes(layout)));
   }
   auto* header = ::new (segment->data()) SegmentHeader();
   header->magic = kParamSegmentMagic;
   header->format_version = kProtocolVersion;
-  header->job_id = job_id;
+  header->job_id = options.job_id;
   header->layout_fingerprint = layout.fingerprint();
   for (std::int32_t u = 0; u < layout.unit_count(); ++u) {
     ::new (segment->data() + ParamWordsOffsetBytes() +

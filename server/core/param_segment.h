@@ -33,16 +33,21 @@ namespace stowage::core {
 //   thread at a time.
 class ParamSegment {
  public:
+  struct Options {
+    std::uint64_t job_id = 0;
+    bool lock_memory = false;
+    // Units have no pages until PlaceUnit(), and never more than so many bytes
+    // of them at once. None: all have theirs.
+    std::optional<std::int64_t> leased_bytes;
+  };
+
   // `layout` must outlive the object; `reservation` holds
-  // ParamSegmentBytes(layout). With `leased_bytes` units have no pages until
-  // PlaceUnit(), never more than so many bytes of them at once, and it holds
-  // ParamDataOffsetBytes(layout) more than these. Errors: as
-  // storage::Segment::Create().
+  // ParamSegmentBytes(layout), or leased_bytes and
+  // ParamDataOffsetBytes(layout). Errors: as storage::Segment::Create().
   static absl::StatusOr<std::unique_ptr<ParamSegment>> Create(
-      const Layout& layout, std::uint64_t job_id,
-      const storage::SegmentFolder& folder, bool lock_memory,
-      storage::MemoryBudget* budget, storage::MemoryReservation reservation,
-      std::optional<std::int64_t> leased_bytes = std::nullopt);
+      const Layout& layout, const storage::SegmentFolder& folder,
+      const Options& options, storage::MemoryBudget* budget,
+      storage::MemoryReservation reservation);
 
   const std::string& file_name() const { return segment_->file_name(); }
   std::int64_t bytes() const { return segment_->bytes(); }

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -84,7 +85,10 @@ LayoutSpec WideModel() {
   std::size_t different = 0;
   std::size_t first = 0;
   for (std::size_t i = got.size(); i-- > 0;) {
-    if (std::memcmp(&got[i], &want[i], sizeof(float)) == 0) continue;
+    if (std::bit_cast<std::uint32_t>(got[i]) ==
+        std::bit_cast<std::uint32_t>(want[i])) {
+      continue;
+    }
     ++different;
     first = i;
   }

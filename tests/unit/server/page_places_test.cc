@@ -15,7 +15,7 @@ namespace {
 using End = PagePlaces::End;
 
 TEST(PagePlaces, UnitsOfOneSizeAlwaysFit) {
-  PagePlaces places(4 * 100);
+  PagePlaces places(400);
   std::vector<std::int64_t> taken;
   for (int i = 0; i < 4; ++i) taken.push_back(*places.Take(100, End::kFront));
   EXPECT_EQ(places.free_bytes(), 0);
@@ -32,7 +32,7 @@ TEST(PagePlaces, UnitsOfOneSizeAlwaysFit) {
 // What a GPT does: a small unit first, then blocks, then the small one goes.
 // With small ones at the front the fourth block would not fit.
 TEST(PagePlaces, SmallUnitsDoNotStandInTheWayOfLargeOnes) {
-  PagePlaces places(4 * 100);
+  PagePlaces places(400);
   for (int step = 0; step < 50; ++step) {
     const std::int64_t small = *places.Take(3, End::kBack);
     const std::int64_t other = *places.Take(5, End::kBack);

@@ -76,13 +76,13 @@ class MemoryUnits final : public storage::UnitStore {
 };
 
 constexpr std::int32_t kUnits = 5;
-constexpr std::int64_t kUnitBytes = 2048 * 4;
+constexpr std::int64_t kUnitBytes = 8192;
 
 class ParamResidencyTest : public ::testing::Test {
  protected:
   // `frozen`: half of each of these units is.
   void Make(std::int64_t units_in_memory, std::int32_t ahead,
-            std::int64_t ahead_bytes = 1 << 20,
+            std::int64_t ahead_bytes = std::int64_t{1} << 20,
             const std::set<std::int32_t>& frozen = {}) {
     LayoutSpec spec;
     spec.groups = {{.name = "g"}, {.name = "frozen", .frozen = true}};
@@ -97,9 +97,10 @@ class ParamResidencyTest : public ::testing::Test {
     }
     layout_ = *Layout::Create(spec);
     folder_ = *storage::SegmentFolder::Create(shm_.path(), "cafe");
-    params_ = *ParamSegment::Create(layout_, 1, *folder_, false, &budget_,
-                                    *budget_.Reserve(1 << 20, "test"),
-                                    units_in_memory * kUnitBytes);
+    params_ = *ParamSegment::Create(
+        layout_, *folder_,
+        {.job_id = 1, .leased_bytes = units_in_memory * kUnitBytes}, &budget_,
+        *budget_.Reserve(1 << 20, "test"));
     store_ = std::make_unique<MemoryUnits>(layout_);
     residency_ = std::make_unique<ParamResidency>(
         layout_, *params_, *store_,
@@ -126,7 +127,7 @@ class ParamResidencyTest : public ::testing::Test {
   void Write(std::int32_t unit, std::int64_t step) {
     ASSERT_TRUE(residency_->BeginWrite(unit, false, false).ok());
     *reinterpret_cast<float*>(params_->param(unit, 7)) =
-        static_cast<float>(unit * 100 + step);
+        static_cast<float>(std::int64_t{unit} * 100 + step);
     std::vector<LeaseGrant> grants;
     residency_->EndWrite(unit, step, &grants);
     MutexLock lock(mutex_);
@@ -160,7 +161,7 @@ class ParamResidencyTest : public ::testing::Test {
     }
     Lease(rank, unit, step);
     ASSERT_TRUE(Granted(rank, unit, step));
-    EXPECT_EQ(Value(unit), static_cast<float>(unit * 100 + step));
+    EXPECT_EQ(Value(unit), static_cast<float>(std::int64_t{unit} * 100 + step));
     residency_->Unlease(rank, unit);
   }
 

@@ -36,9 +36,10 @@ class LeasedParams : public ::testing::Test {
     layout_ = *Layout::Create(spec);
     folder_ = *storage::SegmentFolder::Create(shm_.path(), "cafe");
     auto made = ParamSegment::Create(
-        layout_, 1, *folder_, false, &budget_,
-        *budget_.Reserve(ParamDataOffsetBytes(layout_) + pages * kPage, "test"),
-        pages * kPage);
+        layout_, *folder_, {.job_id = 1, .leased_bytes = pages * kPage},
+        &budget_,
+        *budget_.Reserve(ParamDataOffsetBytes(layout_) + pages * kPage,
+                         "test"));
     ASSERT_TRUE(made.ok()) << made.status();
     params_ = *std::move(made);
     pages_ = pages;
@@ -92,12 +93,12 @@ class LeasedParams : public ::testing::Test {
 };
 
 TEST_F(LeasedParams, BlocksNeverLeaveTheSharedPages) {
-  Make({1, 8, 8, 8, 8, 8, 2}, 3 * 8);
+  Make({1, 8, 8, 8, 8, 8, 2}, 24);
   for (int step = 0; step < 20; ++step) {
     std::vector<std::int32_t> in;
     std::int64_t pages = 0;
     for (std::int32_t u = 0; u < 7; ++u) {
-      while (pages + PagesOf(u) > 3 * 8) {
+      while (pages + PagesOf(u) > 24) {
         pages -= PagesOf(in.front());
         Free(in.front());
         in.erase(in.begin());
@@ -143,9 +144,8 @@ TEST_F(LeasedParams, PaddingIsZeroWhateverWasThereBefore) {
   layout_ = *Layout::Create(spec);
   folder_ = *storage::SegmentFolder::Create(shm_.path(), "cafe");
   params_ = *ParamSegment::Create(
-      layout_, 1, *folder_, false, &budget_,
-      *budget_.Reserve(ParamDataOffsetBytes(layout_) + 2 * kPage, "test"),
-      2 * kPage);
+      layout_, *folder_, {.job_id = 1, .leased_bytes = 2 * kPage}, &budget_,
+      *budget_.Reserve(ParamDataOffsetBytes(layout_) + 2 * kPage, "test"));
   pages_ = 2;
   placed_.assign(2, false);
   Place(0);
