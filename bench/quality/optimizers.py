@@ -8,10 +8,9 @@ the last twentieth of a run's steps. Prints one JSON object.
 
   one_bit   OneBitAdam, frozen after a fifth of the steps, against Adam
   lamb      Lamb at 8 times the batch, in an eighth of the steps, against AdamW.
-            AdamW's batch is so small that it could be larger at no loss, which
-            is where anybody would make it larger: with 4 times as large a batch
-            and as few samples (--lamb-steps 1000 --lamb-batch 8) an eighth of
-            the steps is not enough for any optimizer.
+            AdamW's batch is small, so that eight times as large a one still
+            leaves 1000 steps. With --lamb-steps 1000 --lamb-batch 8 it leaves
+            125, and Lamb ends far behind (docs/optimizers.md).
 """
 
 import argparse
