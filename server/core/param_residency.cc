@@ -65,7 +65,6 @@ void ParamResidency::Forget() {
   requests_.clear();
   for (std::int32_t u = 0; u < layout_.unit_count(); ++u) {
     Unit& unit = At(u);
-    unit.leases = 0;
     unit.held_by.assign(unit.held_by.size(), false);
     if (unit.where == Where::kOut) continue;
     params_.FreeUnit(u);
@@ -82,7 +81,6 @@ void ParamResidency::BeginRun(std::uint64_t epoch, std::int32_t ranks,
   places_.assign(static_cast<std::size_t>(ranks), Place{.step = step});
   requests_.clear();
   for (Unit& unit : units_) {
-    unit.leases = 0;
     unit.held_by.assign(static_cast<std::size_t>(ranks), false);
   }
   // The first step after a restart finds its first units here.
@@ -103,10 +101,7 @@ void ParamResidency::SetTrace(const std::vector<std::int32_t>& uses) {
 void ParamResidency::DropRank(std::int32_t rank) {
   MutexLock lock(mutex_);
   for (Unit& unit : units_) {
-    std::vector<bool>::reference held =
-        unit.held_by[static_cast<std::size_t>(rank)];
-    if (held) --unit.leases;
-    held = false;
+    unit.held_by[static_cast<std::size_t>(rank)] = false;
   }
   requests_.erase(
       std::remove_if(requests_.begin(), requests_.end(),
@@ -160,7 +155,6 @@ void ParamResidency::Unlease(std::int32_t rank, std::int32_t unit) {
       At(unit).held_by[static_cast<std::size_t>(rank)];
   if (!held) return;
   held = false;
-  --At(unit).leases;
   // Others may have waited for the room: the thread looks again.
   work_.NotifyOne();
   changed_.NotifyAll();
@@ -309,7 +303,9 @@ bool ParamResidency::Wanted(std::int32_t unit) const {
 // True if a unit that is `where` may go, now or as soon as it is saved.
 bool ParamResidency::Evictable(std::int32_t unit, Where where) const {
   const Unit& state = units_[static_cast<std::size_t>(unit)];
-  return state.where == where && state.leases == 0 && state.holds == 0 &&
+  const auto& leases = state.held_by;
+  return state.where == where && state.holds == 0 &&
+         std::find(leases.begin(), leases.end(), true) == leases.end() &&
          state.writers_waiting == 0 && state.bytes > 0 && !Wanted(unit);
 }
 
@@ -385,10 +381,7 @@ void ParamResidency::Pump(std::vector<LeaseGrant>* grants) {
       ++at;
       continue;
     }
-    std::vector<bool>::reference held =
-        unit.held_by[static_cast<std::size_t>(at->rank)];
-    if (!held) ++unit.leases;
-    held = true;
+    unit.held_by[static_cast<std::size_t>(at->rank)] = true;
     grants->push_back({epoch_, at->rank, at->unit, at->step});
     at = requests_.erase(at);
   }
@@ -416,8 +409,6 @@ void ParamResidency::ReadAhead() {
   }
   const auto length = static_cast<std::int64_t>(trace_.size());
   for (const Place& place : places_) {
-    // Until then the update takes the room, and what is read goes again.
-    const bool next_made = AllMade(place.step + 1);
     std::int32_t units = 0;
     std::int64_t bytes = 0;
     for (std::int64_t i = 0; i < length && units < options_.ahead_units; ++i) {
@@ -425,7 +416,8 @@ void ParamResidency::ReadAhead() {
       const std::int32_t u = trace_[static_cast<std::size_t>(at % length)];
       const Unit& unit = At(u);
       const bool next_step = at >= length && place.pass + 1 >= micro_steps_;
-      if (next_step && !next_made) break;
+      // Until then the update takes the room, and what is read goes again.
+      if (next_step && !AllMade(place.step + 1)) break;
       if (!next_step && unit.version > place.step) continue;  // no use of it
       // The update brings it, and needs no more of the old one than what is
       // frozen.

@@ -112,11 +112,10 @@ class ParamResidency {
     Where where = Where::kOut;
     std::int64_t bytes = 0;
     std::int64_t version = 0;          // of what memory or else the store has
-    std::int32_t leases = 0;           // by ranks
     std::int32_t holds = 0;            // by the server
     bool has_frozen = false;           // an update reads it first
     std::int32_t writers_waiting = 0;  // in BeginWrite()
-    std::vector<bool> held_by;         // by rank
+    std::vector<bool> held_by;         // by rank: it has a lease
     std::vector<std::int64_t> uses;    // positions in the trace, ascending
     std::int64_t last_touch = 0;       // for passes without a trace
   };

@@ -165,6 +165,15 @@ class ParamResidencyTest : public ::testing::Test {
     residency_->Unlease(rank, unit);
   }
 
+  // One rank, forward and backward, in step 0.
+  void RunOneStep() {
+    const std::vector<std::int32_t> trace = {0, 1, 2, 3, 4, 4, 3, 2, 1, 0};
+    residency_->BeginRun(1, 1, 1, 0);
+    residency_->SetTrace(trace);
+    for (const std::int32_t u : trace) Use(0, u, 0);
+    ASSERT_TRUE(residency_->Settle().ok());
+  }
+
   testing::ShmFolder shm_;
   storage::MemoryBudget budget_{1 << 24};
   Layout layout_;
@@ -264,10 +273,7 @@ TEST_F(ParamResidencyTest, ReadsAheadAlongTheTrace) {
 // not made yet would be read in vain.
 TEST_F(ParamResidencyTest, DoesNotReadWhatTheUpdateReplaces) {
   Make(3, 2);
-  residency_->BeginRun(1, 1, 1, 0);
-  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
-  for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) Use(0, u, 0);
-  ASSERT_TRUE(residency_->Settle().ok());
+  RunOneStep();
   store_->TakeReads();
   for (std::int32_t u = 0; u < kUnits; ++u) {
     Write(u, 1);
@@ -281,10 +287,7 @@ TEST_F(ParamResidencyTest, DoesNotReadWhatTheUpdateReplaces) {
 // comes behind what is not made yet is not looked for beyond ahead_units.
 TEST_F(ParamResidencyTest, ReadsEarlyWhatAnUpdateKeepsAPartOf) {
   Make(4, 2, 1 << 20, {2});
-  residency_->BeginRun(1, 1, 1, 0);
-  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
-  for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) Use(0, u, 0);
-  ASSERT_TRUE(residency_->Settle().ok());
+  RunOneStep();
   residency_->Reset(0);
   store_->TakeReads();
   Write(0, 1);
@@ -334,10 +337,7 @@ TEST_F(ParamResidencyTest, ForgettingWaitsForTheServersOwnLease) {
 // to go for them is not read again and again.
 TEST_F(ParamResidencyTest, ReadsNothingWhileAnUpdateNeedsTheRoom) {
   Make(3, 3);
-  residency_->BeginRun(1, 1, 1, 0);
-  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
-  for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) Use(0, u, 0);
-  ASSERT_TRUE(residency_->Settle().ok());
+  RunOneStep();
   store_->TakeReads();
   for (std::int32_t u = 0; u + 1 < kUnits; ++u) {
     Write(u, 1);
@@ -355,9 +355,7 @@ TEST_F(ParamResidencyTest, ReadsNothingWhileAnUpdateNeedsTheRoom) {
 // Unit 0 is needed next; unit 1, which is on its way to the store, later.
 TEST_F(ParamResidencyTest, AWriterWaitsForWhatIsSavedRatherThanEvictTheNext) {
   Make(2, 0);
-  residency_->BeginRun(1, 1, 1, 0);
-  residency_->SetTrace({0, 1, 2, 3, 4, 4, 3, 2, 1, 0});
-  for (const std::int32_t u : {0, 1, 2, 3, 4, 4, 3, 2, 1, 0}) Use(0, u, 0);
+  RunOneStep();
   Write(0, 1);
   ASSERT_TRUE(residency_->Settle().ok());
   store_->BeSlow(true);
